@@ -1,0 +1,1 @@
+"""The engine: one frozen base model, many adapters, one batch per step. Torch only: no HTTP, no pydantic."""

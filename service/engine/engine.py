@@ -1,0 +1,296 @@
+"""The engine: sequences in, events out, one step at a time.
+
+engine = Engine(resolve_base("embedded"), EngineConfig())
+engine.submit(Sequence("r1", prompt_ids, adapter=adapter, sampling=SamplingParams(max_tokens=8)))
+while engine.has_work():
+    for event in engine.step():
+        ...
+"""
+
+import time
+from collections.abc import Callable
+from copy import deepcopy
+
+import torch
+from torch import Tensor
+
+from adapters.base import BaseSource
+from service.engine.batch import Batch, BatchBuilder
+from service.engine.config import EngineConfig, resolve_device, resolve_dtype
+from service.engine.detokenizer import Detokenizer
+from service.engine.events import ClassifiedEvent, Event, FailedEvent, FinishedEvent, FinishReason, TokenEvent
+from service.engine.kv_cache import KVCache
+from service.engine.loader import LoadedBase, load_base
+from service.engine.logprobs import Logprobs
+from service.engine.runner import Output, Runner
+from service.engine.sampler import Sampler
+from service.engine.scheduler import Plan, Scheduler
+from service.engine.sequence import Sequence
+from service.engine.slots import SlotTable
+from service.engine.stats import EngineStats
+
+
+class Engine:
+    """Generates and classifies under many adapters in the same batch.
+
+    Every method but :meth:`weights_hash` is called from one thread.
+    """
+
+    def __init__(self, source: BaseSource, config: EngineConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        device = resolve_device(config.device)
+        dtype = resolve_dtype(config.dtype, device)
+        self.config = config
+        self.base: LoadedBase = load_base(source, dtype, device)
+        self.max_model_len = min(config.max_model_len or self.base.max_length, self.base.max_length)
+        self._clock = clock
+        self._eos = _eos_ids(self.base)
+        self._cache = _make_cache(self.base, config, self.max_model_len, dtype, device)
+        self._scheduler = Scheduler(
+            slots=SlotTable(config.adapter_slots),
+            cache=self._cache,
+            max_step_tokens=config.max_step_tokens,
+            clock=clock,
+        )
+        self._builder = BatchBuilder(
+            cache=self._cache,
+            causal=self.base.generates,
+            pool_last=self.base.generates,
+            position_offset=self.base.position_offset,
+            device=device,
+        )
+        self._runner = Runner(
+            self.base, slots=config.adapter_slots, max_rank=config.max_lora_rank, dtype=dtype, device=device
+        )
+        self._sampler = Sampler(device)
+        self._logprobs = Logprobs(self.base.tokenizer)
+        self._texts: dict[tuple[str, int], Detokenizer] = {}
+        self._rejected: list[FailedEvent] = []
+        self._stats = EngineStats()
+
+    def submit(self, sequence: Sequence) -> None:
+        """Queue a sequence; what becomes of it is told by the events of later steps."""
+        adapter = sequence.adapter
+        if adapter is not None and adapter.weights.max_rank > self.config.max_lora_rank:
+            self._rejected.append(
+                FailedEvent(
+                    *sequence.key,
+                    "adapter_too_large",
+                    f"adapter {adapter.name} has rank {adapter.weights.max_rank}; this server holds ranks up to "
+                    f"{self.config.max_lora_rank}",
+                )
+            )
+            return
+        if not sequence.classifies:
+            assert self.base.generates, "an encoder does not generate"
+            assert sequence.prompt_tokens + sequence.params.max_tokens <= self.max_model_len, "the context overflows"
+        assert sequence.prompt_tokens <= self.max_model_len, "the context overflows"
+        self._scheduler.add(sequence)
+
+    def abort(self, request_id: str) -> int:
+        """Drop all sequences of a request, waiting or running; return how many there were. No event follows."""
+        dropped = self._scheduler.remove(lambda sequence: sequence.request_id == request_id)
+        for sequence in dropped:
+            self._forget(sequence)
+        return len(dropped)
+
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._rejected) or self._scheduler.has_work()
+
+    def step(self) -> list[Event]:
+        """Admit, compute one batch, and tell what came of it."""
+        events: list[Event] = [*self._rejected, *self._expire()]
+        self._rejected.clear()
+        plan = self._scheduler.schedule()
+        if not plan.work:
+            return events
+        for admission in plan.admitted:
+            if admission.load and admission.sequence.adapter is not None:
+                self._runner.load(admission.sequence.slot, admission.sequence.adapter)
+        batch = self._builder.build(plan.work)
+        output = self._runner.run(batch)
+        self._count(plan)
+        for item in plan.work:
+            item.sequence.computed += item.tokens
+        events += self._sampled(batch, output.logits)
+        events += self._classified(batch, output)
+        return events
+
+    def _expire(self) -> list[Event]:
+        now = self._clock()
+        expired = self._scheduler.remove(lambda sequence: sequence.deadline is not None and sequence.deadline < now)
+        for sequence in expired:
+            self._forget(sequence)
+        return [
+            FailedEvent(*sequence.key, "deadline_exceeded", "the request's deadline passed before it was finished")
+            for sequence in expired
+        ]
+
+    def _sampled(self, batch: Batch, logits: Tensor | None) -> list[Event]:
+        """Choose and append the next token of every sampled row."""
+        if logits is None:
+            return []
+        finite = torch.isfinite(logits).all(-1).tolist()
+        tokens = self._sampler.sample(logits.nan_to_num(), batch.sampled)
+        events: list[Event] = []
+        for i, (sequence, token) in enumerate(zip(batch.sampled, tokens, strict=True)):
+            if finite[i]:
+                events += self._append(sequence, token, logits[i])
+            else:
+                events.append(self._fail_non_finite(sequence))
+        return events
+
+    def _append(self, sequence: Sequence, token: int, logits: Tensor) -> list[Event]:
+        if not sequence.completion_tokens:
+            sequence.first_token_at = self._clock()
+        sequence.tokens.append(token)
+        self._stats.generated_tokens += 1
+        detokenizer = self._texts.setdefault(sequence.key, Detokenizer(self.base.tokenizer, sequence.params.stop))
+        ended = token in self._eos and not sequence.params.ignore_eos
+        piece = detokenizer.append(token)
+        reason = self._finish_reason(sequence, ended or piece.stopped)
+        text = piece.text
+        if reason is not None and not piece.stopped:
+            text += detokenizer.finish()
+        logprobs = None
+        if (alternatives := sequence.params.logprobs) is not None:
+            logprobs = (self._logprobs.of(logits, token, alternatives),)
+        events: list[Event] = [TokenEvent(*sequence.key, text, (token,), logprobs)]
+        if reason is not None:
+            events.append(self._finished(sequence, reason))
+            self._finish(sequence)
+        return events
+
+    @staticmethod
+    def _finish_reason(sequence: Sequence, stopped: bool) -> FinishReason | None:
+        if stopped:
+            return "stop"
+        return "length" if sequence.completion_tokens >= sequence.params.max_tokens else None
+
+    def _finished(self, sequence: Sequence, reason: FinishReason) -> FinishedEvent:
+        return FinishedEvent(
+            *sequence.key,
+            reason=reason,
+            prompt_tokens=sequence.prompt_tokens,
+            completion_tokens=sequence.completion_tokens,
+            queue_s=sequence.admitted_at - sequence.arrived_at,
+            prefill_s=sequence.first_token_at - sequence.admitted_at,
+            decode_s=self._clock() - sequence.first_token_at,
+            tier=sequence.tier,
+        )
+
+    def _classified(self, batch: Batch, output: Output) -> list[Event]:
+        events: list[Event] = []
+        for group, logits in zip(batch.texts, output.label_logits, strict=True):
+            for sequence, probabilities in zip(group.sequences, logits.softmax(-1), strict=True):
+                if not probabilities.isfinite().all():
+                    events.append(self._fail_non_finite(sequence))
+                    continue
+                self._finish(sequence)
+                self._stats.classified_texts += 1
+                events.append(
+                    ClassifiedEvent(
+                        *sequence.key,
+                        probabilities=tuple(probabilities.tolist()),
+                        prompt_tokens=sequence.prompt_tokens,
+                        queue_s=sequence.admitted_at - sequence.arrived_at,
+                        compute_s=self._clock() - sequence.admitted_at,
+                        tier=sequence.tier,
+                    )
+                )
+        return events
+
+    def _fail_non_finite(self, sequence: Sequence) -> FailedEvent:
+        # What is not finite in a cache row would poison whoever gets the row next, even behind a mask.
+        self._finish(sequence, scrub=True)
+        name = sequence.adapter.name if sequence.adapter is not None else self.base.source.id
+        return FailedEvent(
+            *sequence.key,
+            "non_finite_logits",
+            f"{name} computed NaN or infinity for this input; the adapter's weights overflow in {self.config.dtype}",
+        )
+
+    def _finish(self, sequence: Sequence, *, scrub: bool = False) -> None:
+        self._scheduler.finish(sequence, scrub=scrub)
+        self._forget(sequence)
+
+    def _forget(self, sequence: Sequence) -> None:
+        self._texts.pop(sequence.key, None)
+        self._sampler.forget(sequence)
+
+    def _count(self, plan: Plan) -> None:
+        stats, sequences = self._stats, [item.sequence for item in plan.work]
+        adapters = len({sequence.slot for sequence in sequences if sequence.slot})
+        kinds = len({sequence.classifies for sequence in sequences})
+        stats.steps += 1
+        stats.prompt_tokens += sum(item.tokens for item in plan.work if not item.sequence.decoding)
+        stats.batch_sizes[len(sequences)] += 1
+        stats.adapters_per_step[adapters] += 1
+        stats.max_adapters_in_step = max(stats.max_adapters_in_step, adapters)
+        stats.max_kinds_in_step = max(stats.max_kinds_in_step, kinds)
+        stats.tiers.update(admission.sequence.tier for admission in plan.admitted)
+
+    def stats(self) -> EngineStats:
+        """A copy of the counts as they are now."""
+        snapshot, scheduler = deepcopy(self._stats), self._scheduler
+        snapshot.adapter_loads = self._runner.loads
+        snapshot.adapter_evictions = scheduler.slots.evictions
+        snapshot.running = len(scheduler.running)
+        snapshot.waiting = len(scheduler.waiting)
+        snapshot.adapters_resident = scheduler.slots.occupied
+        snapshot.pins = scheduler.slots.pins
+        snapshot.kv_rows_total = self._cache.rows if self._cache else 0
+        snapshot.kv_rows_free = self._cache.free if self._cache else 0
+        snapshot.random_streams = self._sampler.streams
+        return snapshot
+
+    def weights_hash(self) -> str:
+        """sha256 of the base's weights as they are in memory now. May be called from any thread."""
+        return self.base.weights_hash()
+
+    def check_integrity(self) -> None:
+        """Assert that nothing leaked: KV rows, pins, texts and random streams belong to running sequences."""
+        self._scheduler.check_integrity()
+        running = {sequence.key for sequence in self._scheduler.running}
+        assert set(self._texts) <= running, "text buffers leaked"
+        assert self._sampler.streams <= len(running), "random streams leaked"
+
+
+def _eos_ids(base: LoadedBase) -> frozenset[int]:
+    if not base.generates:
+        return frozenset()
+    generation_config = base.model.generation_config
+    configured = (generation_config.eos_token_id if generation_config else None, base.tokenizer.eos_token_id)
+    ids: set[int] = set()
+    for value in configured:
+        ids.update(value if isinstance(value, list) else [] if value is None else [value])
+    return frozenset(ids)
+
+
+def _make_cache(
+    base: LoadedBase, config: EngineConfig, length: int, dtype: torch.dtype, device: torch.device
+) -> KVCache | None:
+    if not base.generates:
+        return None
+    shape = base.model.config
+    kv_heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    layers = shape.num_hidden_layers
+    row_bytes = 2 * layers * kv_heads * head_dim * length * dtype.itemsize
+    rows = min(config.max_running, config.kv_cache_bytes // row_bytes)
+    if rows < 1:
+        raise ValueError(
+            f"the KV cache of one sequence of {length} tokens takes {row_bytes} bytes, more than kv_cache_bytes "
+            f"({config.kv_cache_bytes}); raise it or lower max_model_len"
+        )
+    return KVCache(
+        layers=layers,
+        rows=rows,
+        kv_heads=kv_heads,
+        length=length,
+        head_dim=head_dim,
+        dtype=dtype,
+        device=device,
+    )

@@ -1,0 +1,85 @@
+"""What a step tells the world. Plain, picklable values: they cross a process border in batches."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length"]
+Tier = Literal["base", "device", "host"]
+"""Where the adapter was when its sequence was admitted: no adapter, in a slot, or in host memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """One token the model might have chosen, with its log-probability."""
+
+    token_id: int
+    token: str
+    bytes: tuple[int, ...]
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """The chosen token's log-probability under the model (before penalties and temperature)."""
+
+    token_id: int
+    token: str
+    bytes: tuple[int, ...]
+    logprob: float
+    top: tuple[Alternative, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """Newly generated tokens of one sequence.
+
+    ``text`` is whole characters only and never part of a stop string, so it may lag behind the tokens
+    and be empty.
+    """
+
+    request_id: str
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedEvent:
+    """The last event of a sequence that generated."""
+
+    request_id: str
+    index: int
+    reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+    tier: Tier
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifiedEvent:
+    """The only event of a text to classify; probabilities in the order of the adapter's labels."""
+
+    request_id: str
+    index: int
+    probabilities: tuple[float, ...]
+    prompt_tokens: int
+    queue_s: float
+    compute_s: float
+    tier: Tier
+
+
+@dataclass(frozen=True, slots=True)
+class FailedEvent:
+    """The last event of a sequence that could not be finished."""
+
+    request_id: str
+    index: int
+    code: Literal["deadline_exceeded", "non_finite_logits", "adapter_too_large"]
+    message: str
+
+
+Event = TokenEvent | FinishedEvent | ClassifiedEvent | FailedEvent

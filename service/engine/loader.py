@@ -1,0 +1,131 @@
+"""Loads a base model for the engine: frozen, its linears ready for adapters, its attention the engine's own."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from adapters.base import BaseSource
+from adapters.errors import BaseModelError
+from adapters.quiet import quiet_transformers
+from service.engine.attention import NAME as ATTENTION
+from service.engine.lora import LoraContext, MultiLoraLinear
+
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+
+
+@dataclass(frozen=True)
+class LoadedBase:
+    """A base model in memory.
+
+    ``linears`` are the modules that adapters may target, by their names in the backbone; those of the
+    backbone share ``tokens`` as their context, a decoder's output head has ``sampled``, for it sees only those rows.
+    """
+
+    source: BaseSource
+    model: PreTrainedModel
+    backbone: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    linears: dict[str, MultiLoraLinear]
+    tokens: LoraContext
+    sampled: LoraContext
+    weights: dict[str, Tensor]
+    max_length: int
+    position_offset: int
+
+    @property
+    def generates(self) -> bool:
+        """Whether the base is a decoder."""
+        return self.source.kind == "decoder"
+
+    def weights_hash(self) -> str:
+        """sha256 over every parameter of the base as it is in memory now."""
+        digest = hashlib.sha256()
+        for name in sorted(self.weights):
+            digest.update(name.encode())
+            digest.update(self.weights[name].detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def load_base(source: BaseSource, dtype: torch.dtype, device: torch.device) -> LoadedBase:
+    """Read the weights and make the model ready for mixed batches.
+
+    Raises:
+        BaseModelError: weights are missing, or the architecture cannot be served exactly.
+    """
+    model = _read(source, dtype).to(device).eval().requires_grad_(False)
+    _check_architecture(source, model)
+    weights = dict(model.named_parameters())
+    backbone: PreTrainedModel = model.base_model
+    tokens, sampled = LoraContext(), LoraContext()
+    output = source.architecture().output
+    linears = {
+        name: _wrap(model if name == output else backbone, name, sampled if name == output else tokens)
+        for name in source.linear_shapes()
+    }
+    model.set_attn_implementation(ATTENTION)
+    return LoadedBase(
+        source=source,
+        model=model,
+        backbone=backbone,
+        tokenizer=source.tokenizer(),
+        linears=linears,
+        tokens=tokens,
+        sampled=sampled,
+        weights=weights,
+        max_length=source.max_length,
+        position_offset=_position_offset(model),
+    )
+
+
+def _read(source: BaseSource, dtype: torch.dtype) -> PreTrainedModel:
+    auto, extra = (AutoModelForCausalLM, {}) if source.kind == "decoder" else (AutoModel, {})
+    if source.config().model_type == "roberta":
+        extra = {"add_pooling_layer": False}  # its heads do not use the pooler, and most checkpoints lack it
+    with quiet_transformers():
+        model, report = auto.from_pretrained(
+            source.path,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            attn_implementation="sdpa",
+            **extra,
+        )
+    if missing := sorted(report["missing_keys"]):
+        raise BaseModelError(
+            f"base {source.id!r} lacks the weights {', '.join(missing[:4])}"
+            f"{f' and {len(missing) - 4} more' if len(missing) > 4 else ''}; use a complete checkpoint",
+            key=missing[0],
+        )
+    return model
+
+
+def _check_architecture(source: BaseSource, model: PreTrainedModel) -> None:
+    name = type(model).__name__
+    if not model._supports_attention_backend:
+        raise BaseModelError(
+            f"base {source.id!r}: {name} does not let its attention be replaced, so it cannot be served"
+        )
+    unknown = set(getattr(model.config, "layer_types", None) or ()) - _LAYER_TYPES
+    if unknown:
+        raise BaseModelError(
+            f"base {source.id!r}: {name} has layers of type {', '.join(sorted(unknown))}, which are not served"
+        )
+
+
+def _wrap(backbone: nn.Module, name: str, context: LoraContext) -> MultiLoraLinear:
+    parent_name, _, child = name.rpartition(".")
+    parent = backbone.get_submodule(parent_name)
+    linear = MultiLoraLinear(getattr(parent, child), context)
+    setattr(parent, child, linear)
+    return linear
+
+
+def _position_offset(model: PreTrainedModel) -> int:
+    """What to add to a token's place in its text: RoBERTa counts from behind its padding id."""
+    if model.config.model_type == "roberta":
+        return int(model.config.pad_token_id) + 1
+    return 0

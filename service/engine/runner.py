@@ -1,0 +1,97 @@
+"""Runs one forward pass of the base model over a batch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from adapters.adapter import Adapter
+from torch import Tensor, nn
+
+from service.engine.attention import attending
+from service.engine.batch import Batch, TextGroup
+from service.engine.heads import ClassificationHeads
+from service.engine.loader import LoadedBase
+from service.engine.lora import LoraBank, LoraBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a forward pass gives.
+
+    Shapes:
+        logits: ``[n, vocabulary]`` float32, a row for each of the batch's sampled tokens; None without any
+        label_logits: per text group ``[texts, labels]`` float32
+    """
+
+    logits: Tensor | None
+    label_logits: tuple[Tensor, ...]
+
+
+class Runner:
+    """The base model with its adapter slots: weights in, logits out."""
+
+    def __init__(
+        self, base: LoadedBase, *, slots: int, max_rank: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._base = base
+        self._bank = LoraBank(
+            base.linears,
+            base.source.linear_shapes(),
+            slots=slots,
+            max_rank=max_rank,
+            dtype=dtype,
+            device=device,
+        )
+        self._heads = ClassificationHeads(base.model.config, base.backbone, dtype, device)
+        self._hidden: Tensor | None = None
+        base.backbone.register_forward_hook(self._keep_hidden)
+
+    @property
+    def loads(self) -> int:
+        """Adapters copied into slots so far."""
+        return self._bank.loads
+
+    def load(self, slot: int, adapter: Adapter) -> None:
+        """Copy an adapter, head included, into a slot."""
+        self._bank.load(slot, adapter.weights.pairs)
+        self._heads.load(slot, adapter.weights.head, len(adapter.manifest.labels or ()))
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> Output:
+        """Compute a batch: one pass of the base, then each adapter's head over its own texts."""
+        with attending(batch.attention), self._adapters(batch.lora, batch.sampled_lora):
+            logits = self._forward(batch)
+        hidden, self._hidden = self._hidden, None
+        assert hidden is not None
+        return Output(logits, tuple(self._label_logits(hidden[0], group) for group in batch.texts))
+
+    def _forward(self, batch: Batch) -> Tensor | None:
+        inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+        if not batch.sampled:
+            self._base.backbone(**inputs, **self._no_cache())
+            return None
+        output = self._base.model(**inputs, **self._no_cache(), logits_to_keep=batch.sampled_tokens)
+        logits: Tensor = output.logits[0].float()
+        return logits
+
+    def _no_cache(self) -> dict[str, bool]:
+        return {"use_cache": False} if self._base.generates else {}
+
+    def _label_logits(self, hidden: Tensor, group: TextGroup) -> Tensor:
+        # A head may go through a linear of the base (BERT's pooler): its rows all belong to this adapter.
+        rows = LoraBatch.of([group.slot] * len(group.sequences), hidden.device)
+        with self._adapters(rows, rows):
+            return self._heads.logits(group.slot, hidden[group.pooled])
+
+    @contextmanager
+    def _adapters(self, tokens: LoraBatch, sampled: LoraBatch) -> Iterator[None]:
+        self._base.tokens.batch, self._base.sampled.batch = tokens, sampled
+        try:
+            yield
+        finally:
+            self._base.tokens.batch = self._base.sampled.batch = None
+
+    def _keep_hidden(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        self._hidden = output.last_hidden_state

@@ -1,0 +1,94 @@
+"""Chooses the next token of each sampled row."""
+
+from collections import Counter
+from collections.abc import Sequence as Rows
+
+import torch
+from torch import Tensor
+
+from service.engine.sampling import SamplingParams
+from service.engine.sequence import Sequence
+
+
+class Sampler:
+    """Samples rows of logits, each under its own sequence's parameters and its own random stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._streams: dict[tuple[str, int], torch.Generator] = {}
+
+    def sample(self, logits: Tensor, sequences: Rows[Sequence]) -> list[int]:
+        """The next token of every row.
+
+        Shapes:
+            logits: ``[n, vocabulary]`` float32, finite
+        """
+        tokens: list[int] = torch.argmax(logits, dim=-1).tolist()
+        for i, sequence in enumerate(sequences):
+            if not (sequence.params.greedy and not sequence.params.penalised):
+                tokens[i] = self._sample_row(logits[i], sequence)
+        return tokens
+
+    def forget(self, sequence: Sequence) -> None:
+        """Drop a finished sequence's random stream."""
+        self._streams.pop(sequence.key, None)
+
+    @property
+    def streams(self) -> int:
+        """Random streams held; one per running sequence that samples."""
+        return len(self._streams)
+
+    def _sample_row(self, logits: Tensor, sequence: Sequence) -> int:
+        params = sequence.params
+        if params.penalised:
+            logits = _penalise(logits, sequence)
+        if params.greedy:
+            return int(logits.argmax())
+        kept = restrict(logits / params.temperature, params)
+        return int(torch.multinomial(kept.softmax(-1), 1, generator=self._stream(sequence)))
+
+    def _stream(self, sequence: Sequence) -> torch.Generator:
+        if sequence.key not in self._streams:
+            generator = torch.Generator(self._device)
+            if sequence.params.seed is None:
+                generator.seed()
+            else:
+                # Further choices of one request must differ from its first and repeat as it does.
+                generator.manual_seed((sequence.params.seed + sequence.index * 0x9E3779B97F4A7C15) % 2**63)
+            self._streams[sequence.key] = generator
+        return self._streams[sequence.key]
+
+
+def _penalise(logits: Tensor, sequence: Sequence) -> Tensor:
+    """``[vocabulary] -> [vocabulary]`` with the sequence's penalties applied."""
+    params, logits = sequence.params, logits.clone()
+    if params.repetition_penalty != 1.0:
+        seen = torch.tensor(sorted(set(sequence.tokens)), device=logits.device)
+        scores = logits[seen]
+        logits[seen] = torch.where(scores > 0, scores / params.repetition_penalty, scores * params.repetition_penalty)
+    if sequence.completion and (params.presence_penalty or params.frequency_penalty):
+        counted = Counter(sequence.completion)
+        used = torch.tensor(list(counted), device=logits.device)
+        counts = torch.tensor(list(counted.values()), device=logits.device)
+        logits[used] -= params.presence_penalty + params.frequency_penalty * counts
+    return logits
+
+
+def restrict(logits: Tensor, params: SamplingParams) -> Tensor:
+    """Set the logits of tokens outside min-p, top-k and top-p to minus infinity.
+
+    Shapes:
+        logits: ``[vocabulary]``, the temperature applied
+
+    Ties at the border of top-k are all kept; the likeliest token always is.
+    """
+    if params.min_p > 0.0:
+        logits = logits.masked_fill(logits < logits.max() + torch.tensor(params.min_p).log(), -torch.inf)
+    if 0 < params.top_k < len(logits):
+        logits = logits.masked_fill(logits < logits.topk(params.top_k).values[-1], -torch.inf)
+    if params.top_p < 1.0:
+        ranked, order = logits.sort(descending=True)
+        probabilities = ranked.softmax(-1)
+        before = probabilities.cumsum(-1) - probabilities
+        logits = logits.index_fill(0, order[before >= params.top_p], -torch.inf)
+    return logits

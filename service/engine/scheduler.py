@@ -1,0 +1,159 @@
+"""Decides what the next step computes."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from service.engine.kv_cache import KVCache
+from service.engine.sequence import Sequence
+from service.engine.slots import SlotTable
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one sequence computes in a step: its next ``tokens`` tokens."""
+
+    sequence: Sequence
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A sequence that enters this step; its adapter must be copied into the slot first if ``load``."""
+
+    sequence: Sequence
+    load: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One step: who enters, and who computes what, ordered by adapter slot."""
+
+    admitted: tuple[Admission, ...]
+    work: tuple[Work, ...]
+
+
+class Scheduler:
+    """First come, first served, under a token budget.
+
+    Decode rows come first, so a running answer is never stalled by a long prompt; then the prompts in progress, then
+    new arrivals. An arrival that finds every adapter slot pinned is passed over, and those behind it whose adapters
+    are resident go ahead. But not for ever: once it has waited ``patience`` seconds nobody overtakes it.
+    """
+
+    def __init__(
+        self,
+        *,
+        slots: SlotTable,
+        cache: KVCache | None,
+        max_step_tokens: int,
+        patience: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.slots = slots
+        self.cache = cache
+        self.max_step_tokens = max_step_tokens
+        self.patience = patience
+        self.clock = clock
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence."""
+        self.waiting.append(sequence)
+
+    def has_work(self) -> bool:
+        """Whether anything waits or runs."""
+        return bool(self.waiting or self.running)
+
+    def schedule(self) -> Plan:
+        """Admit what fits and share out the step's tokens."""
+        work = [Work(sequence, 1) for sequence in self.running if sequence.decoding]
+        budget = self.max_step_tokens - len(work)
+        for sequence in self.running:
+            if not sequence.decoding and budget > 0:
+                work.append(Work(sequence, min(sequence.pending, budget)))
+                budget -= work[-1].tokens
+        admitted: list[Admission] = []
+        passed_over: list[Sequence] = []
+        while budget > 0 and self.waiting:
+            # A text is computed whole; one larger than the budget goes alone rather than never.
+            if self.waiting[0].classifies and self.waiting[0].pending > budget and work:
+                break
+            sequence = self.waiting.popleft()
+            admission = self._admit(sequence)
+            if admission is not None:
+                admitted.append(admission)
+                work.append(Work(sequence, self._first_tokens(sequence, budget)))
+                budget -= work[-1].tokens
+                continue
+            passed_over.append(sequence)
+            if self._starved(sequence):
+                break
+        self.waiting.extendleft(reversed(passed_over))
+        work.sort(key=lambda item: item.sequence.slot)
+        return Plan(tuple(admitted), tuple(work))
+
+    @staticmethod
+    def _first_tokens(sequence: Sequence, budget: int) -> int:
+        return sequence.pending if sequence.classifies else min(sequence.pending, budget)
+
+    def _admit(self, sequence: Sequence) -> Admission | None:
+        """Give a sequence its adapter slot and cache row; None, with nothing taken, where either is missing."""
+        if self._lacks_row(sequence):
+            return None
+        load = False
+        if sequence.adapter is not None:
+            load = not self.slots.resident(sequence.adapter.digest)
+            slot = self.slots.acquire(sequence.adapter.digest)
+            if slot is None:
+                return None
+            sequence.slot = slot
+            sequence.tier = "host" if load else "device"
+        if not sequence.classifies:
+            assert self.cache is not None, "an encoder does not generate"
+            sequence.row = self.cache.allocate()
+        sequence.admitted_at = self.clock()
+        self.running.append(sequence)
+        return Admission(sequence, load)
+
+    def _lacks_row(self, sequence: Sequence) -> bool:
+        return not sequence.classifies and (self.cache is None or not self.cache.free)
+
+    def _starved(self, sequence: Sequence) -> bool:
+        """Whether a sequence has waited so long for an adapter slot that nobody may overtake it any more."""
+        return not self._lacks_row(sequence) and self.clock() - sequence.arrived_at > self.patience
+
+    def finish(self, sequence: Sequence, *, scrub: bool = False) -> None:
+        """Give back everything a running sequence holds; ``scrub`` clears its cache row."""
+        self.running.remove(sequence)
+        if sequence.adapter is not None:
+            self.slots.release(sequence.adapter.digest)
+        if sequence.row is not None:
+            assert self.cache is not None
+            self.cache.release(sequence.row, scrub=scrub)
+            sequence.row = None
+
+    def remove(self, unwanted: Callable[[Sequence], bool]) -> list[Sequence]:
+        """Drop every sequence, waiting or running, that ``unwanted`` picks; return them."""
+        dropped = [sequence for sequence in self._all() if unwanted(sequence)]
+        if dropped:
+            self.waiting = deque(sequence for sequence in self.waiting if not unwanted(sequence))
+            for sequence in [sequence for sequence in self.running if unwanted(sequence)]:
+                self.finish(sequence)
+        return dropped
+
+    def _all(self) -> Iterable[Sequence]:
+        yield from self.waiting
+        yield from self.running
+
+    def check_integrity(self) -> None:
+        """Assert that rows and pins are exactly those of the running sequences."""
+        self.slots.check_integrity()
+        held = [sequence.row for sequence in self.running if sequence.row is not None]
+        pins = sum(sequence.adapter is not None for sequence in self.running)
+        assert self.slots.pins == pins, f"{self.slots.pins} pins for {pins} running sequences with adapters"
+        if self.cache is not None:
+            self.cache.check_integrity()
+            assert len(held) == len(set(held)) == self.cache.rows - self.cache.free, "KV rows leaked"

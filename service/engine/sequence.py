@@ -1,0 +1,101 @@
+"""A sequence: the one object that carries a request's work through the engine."""
+
+import time
+from collections.abc import Sequence as Tokens
+
+from adapters.adapter import Adapter
+
+from service.engine.events import Tier
+from service.engine.sampling import SamplingParams
+
+
+class Sequence:
+    """One prompt to continue, or one text to classify, with the adapter it runs under.
+
+    The adapter has been read and checked before the sequence is made; None is the base itself. What can be
+    derived is derived: the stored state is the tokens, how many of them have been computed, and what the
+    sequence holds (a KV row, a pinned adapter slot).
+    """
+
+    __slots__ = (
+        "adapter", "admitted_at", "arrived_at", "computed", "deadline", "first_token_at", "index",
+        "prompt_tokens", "request_id", "row", "sampling", "slot", "tier", "tokens",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt_ids: Tokens[int],
+        *,
+        index: int = 0,
+        adapter: Adapter | None = None,
+        sampling: SamplingParams | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        """Make a waiting sequence.
+
+        Args:
+            request_id: The request it belongs to; unique together with ``index``.
+            prompt_ids: The prompt, or the text to classify; at least one token.
+            index: Its place among the request's sequences.
+            adapter: The adapter it runs under, or None for the base.
+            sampling: How to generate; None classifies.
+            deadline: When to give up, on the clock of ``time.monotonic``.
+        """
+        if not prompt_ids:
+            raise ValueError("a sequence needs at least one token")
+        self.request_id = request_id
+        self.index = index
+        self.adapter = adapter
+        self.sampling = sampling
+        self.deadline = deadline
+        self.tokens = list(prompt_ids)
+        self.prompt_tokens = len(self.tokens)
+        self.computed = 0
+        """Tokens whose keys and values are in the cache."""
+        self.row: int | None = None
+        self.slot = 0
+        self.tier: Tier = "base"
+        self.arrived_at = time.monotonic()
+        self.admitted_at = 0.0
+        self.first_token_at = 0.0
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What tells it apart from every other sequence in the engine."""
+        return self.request_id, self.index
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it wants label probabilities instead of tokens."""
+        return self.sampling is None
+
+    @property
+    def params(self) -> SamplingParams:
+        """The sampling parameters of a sequence that generates."""
+        assert self.sampling is not None, "a text to classify has no sampling parameters"
+        return self.sampling
+
+    @property
+    def pending(self) -> int:
+        """Tokens still to be computed: 1 while decoding, more during prefill."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def decoding(self) -> bool:
+        """Whether the prompt has been computed and tokens are being generated."""
+        return len(self.tokens) > self.prompt_tokens
+
+    @property
+    def completion(self) -> list[int]:
+        """The tokens generated so far."""
+        return self.tokens[self.prompt_tokens :]
+
+    @property
+    def completion_tokens(self) -> int:
+        """How many tokens have been generated."""
+        return len(self.tokens) - self.prompt_tokens
+
+    def __repr__(self) -> str:
+        task = "classify" if self.classifies else "generate"
+        return f"Sequence({self.request_id}/{self.index} {task} {self.computed}/{len(self.tokens)})"

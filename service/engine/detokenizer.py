@@ -69,11 +69,11 @@ class Detokenizer:
         if not self._stop:
             return Piece(new)
         text = self._held + new
-        hits = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        # The stop string that is complete first counts, however the tokens cut the text.
+        hits = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stop if stop in text]
         if hits:
-            self._held = ""
-            self._read = len(self._ids)
-            return Piece(text[: min(hits)], stopped=True)
+            self._held, self._read = "", len(self._ids)
+            return Piece(text[: min(hits)[1]], stopped=True)
         keep = max(_overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - keep :]
         return Piece(text[: len(text) - keep])

@@ -77,7 +77,7 @@ class Engine:
                 FailedEvent(
                     *sequence.key,
                     "adapter_too_large",
-                    f"adapter {adapter.name} has rank {adapter.weights.max_rank}; this server holds ranks up to "
+                    f"adapter {adapter.ref} has rank {adapter.weights.max_rank}; this server holds ranks up to "
                     f"{self.config.max_lora_rank}",
                 )
             )
@@ -148,7 +148,7 @@ class Engine:
         sequence.tokens.append(token)
         self._stats.generated_tokens += 1
         detokenizer = self._texts.setdefault(sequence.key, Detokenizer(self.base.tokenizer, sequence.params.stop))
-        ended = token in self._eos and not sequence.params.ignore_eos
+        ended = self._ends(sequence, token)
         piece = detokenizer.append(token)
         reason = self._finish_reason(sequence, ended or piece.stopped)
         text = piece.text
@@ -162,6 +162,13 @@ class Engine:
             events.append(self._finished(sequence, reason))
             self._finish(sequence)
         return events
+
+    def _ends(self, sequence: Sequence, token: int) -> bool:
+        """Whether a token ends the answer: an end token of the base, or the one that the adapter learned."""
+        if sequence.params.ignore_eos:
+            return False
+        learned = sequence.adapter.manifest.eos if sequence.adapter is not None else None
+        return token in self._eos or (learned is not None and token == learned.id)
 
     @staticmethod
     def _finish_reason(sequence: Sequence, stopped: bool) -> FinishReason | None:
@@ -205,7 +212,7 @@ class Engine:
     def _fail_non_finite(self, sequence: Sequence) -> FailedEvent:
         # What is not finite in a cache row would poison whoever gets the row next, even behind a mask.
         self._finish(sequence, scrub=True)
-        name = sequence.adapter.name if sequence.adapter is not None else self.base.source.id
+        name = sequence.adapter.ref if sequence.adapter is not None else self.base.source.id
         return FailedEvent(
             *sequence.key,
             "non_finite_logits",

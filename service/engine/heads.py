@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 
 class _BackboneStub(nn.Module):
@@ -23,9 +23,11 @@ class _BackboneStub(nn.Module):
         # In a list, so that the base's pooler does not become part of the head.
         self.pooler = [pooler] if pooler is not None else []
 
-    def forward(self, input_ids: None = None, *, inputs_embeds: Tensor, **_kwargs: Any) -> BaseModelOutputWithPooling:
+    def forward(
+        self, input_ids: None = None, *, inputs_embeds: Tensor, **_kwargs: Any
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         pooled = self.pooler[0](inputs_embeds) if self.pooler else None
-        return BaseModelOutputWithPooling(last_hidden_state=inputs_embeds, pooler_output=pooled)
+        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=inputs_embeds, pooler_output=pooled)
 
 
 class ClassificationHeads:

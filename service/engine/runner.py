@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from adapters.adapter import Adapter
 from torch import Tensor, nn
 
+from adapters.adapter import Adapter
 from service.engine.attention import attending
 from service.engine.batch import Batch, TextGroup
 from service.engine.heads import ClassificationHeads
@@ -46,7 +46,9 @@ class Runner:
         )
         self._heads = ClassificationHeads(base.model.config, base.backbone, dtype, device)
         self._hidden: Tensor | None = None
-        base.backbone.register_forward_hook(self._keep_hidden)
+        # OPT's language model calls its decoder past its backbone, so the decoder is where all passes meet.
+        innermost = base.model.get_decoder() if base.generates else base.backbone
+        innermost.register_forward_hook(self._keep_hidden)
 
     @property
     def loads(self) -> int:
@@ -56,7 +58,7 @@ class Runner:
     def load(self, slot: int, adapter: Adapter) -> None:
         """Copy an adapter, head included, into a slot."""
         self._bank.load(slot, adapter.weights.pairs)
-        self._heads.load(slot, adapter.weights.head, len(adapter.manifest.labels or ()))
+        self._heads.load(slot, adapter.weights.head, adapter.weights.num_labels or 0)
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Output:

@@ -34,6 +34,18 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
         "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": 2,
         "intermediate_size": 64, "max_position_embeddings": CONTEXT, "sliding_window": 8, **_DECODER,
     },
+    "opt": {
+        "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "ffn_dim": 64,
+        "word_embed_proj_dim": HIDDEN, "max_position_embeddings": CONTEXT, **_DECODER,
+    },
+    "gpt_neox": {
+        "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": 64,
+        "max_position_embeddings": CONTEXT, **_DECODER,
+    },
+    "phi": {
+        "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": 64,
+        "max_position_embeddings": CONTEXT, **_DECODER,
+    },
     "distilbert": {
         "dim": HIDDEN, "n_layers": LAYERS, "n_heads": HEADS, "hidden_dim": 64, "max_position_embeddings": CONTEXT,
         "pad_token_id": 1,
@@ -151,6 +163,4 @@ def peft_model(base: Path, *, task: str, num_labels: int = 2) -> PreTrainedModel
     """The architecture's own model for a task in fp32, with the base's weights."""
     if task == "generate":
         return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-    return AutoModelForSequenceClassification.from_pretrained(
-        base, num_labels=num_labels, dtype=torch.float32
-    ).eval()
+    return AutoModelForSequenceClassification.from_pretrained(base, num_labels=num_labels, dtype=torch.float32).eval()

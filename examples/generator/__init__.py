@@ -1,0 +1,1 @@
+"""Makes the example rows from the handwritten material next door."""

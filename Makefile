@@ -1,0 +1,57 @@
+# Tenora: everything a person or a CI needs, from an empty clone.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STORE  ?= store
+# Two threads are the most that pay on small machines; more make every kernel slower.
+export OMP_NUM_THREADS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test test-all lint format bench image clean
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# An environment to use Tenora, and one to work on it: the second adds to the first.
+$(VENV)/.use: pyproject.toml | $(BIN)/python
+	@echo "installing Tenora into $(VENV) (a few minutes the first time)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	@echo "installing Tenora and its tests into $(VENV) (a few minutes the first time)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(VENV)/.use
+
+demo: $(VENV)/.use ## set up, train two adapters, serve both from one base, swap one under load
+	$(BIN)/python -m examples.demo
+
+serve: $(VENV)/.use ## serve the embedded base and the adapters in ./store (STORE=…)
+	$(BIN)/tenora serve --store $(STORE)
+
+test: $(VENV)/.dev ## the whole suite but what is marked slow or needs weights from a hub
+	$(BIN)/python -m pytest -m "not slow and not weights"
+
+test-all: $(VENV)/.dev ## the slow ones too
+	$(BIN)/python -m pytest -m "not weights"
+
+lint: $(VENV)/.dev ## ruff and strict mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev ## distinct adapters in one batch against PEFT, on this machine
+	$(BIN)/python -m bench.mixed
+
+image: ## the container image (docker build; see Dockerfile for its arguments)
+	docker build --tag tenora .
+
+clean: ## remove the environment and everything built; the store stays
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

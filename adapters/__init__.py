@@ -1,0 +1,1 @@
+"""What an adapter is: format, manifest, base fingerprint, exact loading, templates, store, host cache."""

@@ -1,0 +1,109 @@
+"""Adapters in host memory, bounded in bytes, shared by threads."""
+
+import dataclasses
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from adapters.adapter import Adapter
+from adapters.store import Version
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CacheStats:
+    """Counters since the start; ``nbytes`` and ``entries`` are now."""
+
+    entries: int
+    nbytes: int
+    max_bytes: int
+    hits: int
+    misses: int
+    evictions: int
+
+
+class HostCache:
+    """Least recently used adapters leave first; each is read once however many threads ask for it.
+
+    An adapter larger than the whole cache is read for whoever asks, and not kept. A failed load is not kept either.
+    """
+
+    def __init__(self, max_bytes: int, load: Callable[[Version], Adapter]) -> None:
+        self._max_bytes = max_bytes
+        self._load = load
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, Adapter] = OrderedDict()
+        self._loading: dict[str, Future[Adapter]] = {}
+        self._nbytes = self._hits = self._misses = self._evictions = 0
+
+    def get(self, version: Version) -> Adapter:
+        """The adapter of a version, read from the store if it is not here; safe to call from any thread."""
+        digest = version.digest
+        with self._lock:
+            adapter = self._kept.get(digest)
+            if adapter is not None:
+                self._kept.move_to_end(digest)
+                self._hits += 1
+                return _known_as(adapter, version)
+            waiting = self._loading.get(digest)
+            future = self._loading.setdefault(digest, Future())
+            self._misses += waiting is None
+            self._hits += waiting is not None
+        if waiting is None:
+            self._read(version, future)
+        return _known_as(future.result(), version)
+
+    def contains(self, digest: str) -> bool:
+        """Whether a version is here already."""
+        with self._lock:
+            return digest in self._kept
+
+    def discard(self, digest: str) -> bool:
+        """Forget a version, if it is here; whoever holds the adapter keeps it."""
+        with self._lock:
+            return self._drop(digest)
+
+    def stats(self) -> CacheStats:
+        """Counters, all of one instant."""
+        with self._lock:
+            return CacheStats(len(self._kept), self._nbytes, self._max_bytes, self._hits, self._misses, self._evictions)
+
+    def check_integrity(self) -> None:
+        """Assert that the byte count is true and within the bound."""
+        with self._lock:
+            assert self._nbytes == sum(adapter.nbytes for adapter in self._kept.values())
+            assert self._nbytes <= self._max_bytes
+
+    def _read(self, version: Version, future: Future[Adapter]) -> None:
+        try:
+            adapter = self._load(version)
+        except BaseException as error:
+            with self._lock:
+                del self._loading[version.digest]
+            future.set_exception(error)
+            return
+        with self._lock:
+            del self._loading[version.digest]
+            self._keep(version.digest, adapter)
+        future.set_result(adapter)
+
+    def _keep(self, digest: str, adapter: Adapter) -> None:
+        if adapter.nbytes > self._max_bytes:
+            return
+        while self._nbytes + adapter.nbytes > self._max_bytes:
+            self._drop(next(iter(self._kept)))
+            self._evictions += 1
+        self._kept[digest] = adapter
+        self._nbytes += adapter.nbytes
+
+    def _drop(self, digest: str) -> bool:
+        adapter = self._kept.pop(digest, None)
+        if adapter is not None:
+            self._nbytes -= adapter.nbytes
+        return adapter is not None
+
+
+def _known_as(adapter: Adapter, version: Version) -> Adapter:
+    """Two tenants may have published the same bytes; each gets them under its own name."""
+    name = str(version.name)
+    return adapter if adapter.ref == name else dataclasses.replace(adapter, ref=name)

@@ -1,0 +1,63 @@
+"""Writers for the store's tests, in processes of their own.
+
+They are forked from a server that has imported everything already, so that they begin to write at once.
+"""
+
+import contextlib
+import multiprocessing
+import random
+from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from adapters.base import BaseSource
+from adapters.errors import AdapterError
+from adapters.names import AdapterName
+from adapters.store import Store
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload([__name__])
+# transformers imports its parts on first use; the server shall have them.
+_PRELOADED = (transformers.AutoTokenizer, transformers.AutoModelForCausalLM, transformers.GPT2LMHeadModel)
+
+
+def process(target: Callable[..., None], *args: Any) -> ForkServerProcess:
+    """A process that will run ``target``."""
+    return _CONTEXT.Process(target=target, args=args)
+
+
+def publish_all(root: Path, base: BaseSource, folders: Sequence[Path], name: AdapterName, start: int) -> None:
+    """Publish each folder once, beginning with the one at ``start``."""
+    for index in range(len(folders)):
+        Store(root).publish(folders[(start + index) % len(folders)], name, base)
+
+
+def set_aliases(root: Path, name: AdapterName, digest: str, aliases: Sequence[str]) -> None:
+    """Point many aliases at one version."""
+    for alias in aliases:
+        Store(root).set_alias(name, alias, digest)
+
+
+def write_for_ever(
+    root: Path, base: BaseSource, folders: Sequence[Path], names: Sequence[AdapterName], seed: int
+) -> None:
+    """Publish, move aliases and delete, in any order, until killed."""
+    store, chance = Store(root), random.Random(seed)
+    while True:
+        name = chance.choice(names)
+        # Choosing what has just been deleted is an error, and no concern of this test.
+        with contextlib.suppress(AdapterError, IndexError):
+            step = chance.random()
+            if step < 0.5:
+                store.publish(chance.choice(folders), name, base, aliases=("latest", chance.choice("abc")))
+            elif step < 0.7:
+                store.set_alias(name, chance.choice("abc"), chance.choice(store.versions(name)).digest)
+            elif step < 0.9:
+                store.delete_alias(name, chance.choice("abc"))
+            elif step < 0.98:
+                store.delete_version(name, chance.choice(store.versions(name)).digest)
+            else:
+                store.delete(name)

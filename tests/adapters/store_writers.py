@@ -5,7 +5,9 @@ They are forked from a server that has imported everything already, so that they
 
 import contextlib
 import multiprocessing
+import os
 import random
+import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -18,6 +20,8 @@ from adapters.errors import AdapterError
 from adapters.names import AdapterName
 from adapters.store import Store
 
+CRASHED = 77
+_FILE_EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.utime"}
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload([__name__])
 # transformers imports its parts on first use; the server shall have them.
@@ -39,6 +43,33 @@ def set_aliases(root: Path, name: AdapterName, digest: str, aliases: Sequence[st
     """Point many aliases at one version."""
     for alias in aliases:
         Store(root).set_alias(name, alias, digest)
+
+
+def crash_at(
+    step: int, root: Path, base: BaseSource, change: str, folder: Path, name: AdapterName, digest: str
+) -> None:
+    """Make one change, and drop dead at the n-th thing that it does to the store's files; no clean-up runs."""
+    left = step
+
+    def count(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal left
+        reads = event == "open" and not args[2] & (os.O_WRONLY | os.O_RDWR)
+        if event in _FILE_EVENTS and not reads and str(root) in repr(args):
+            left -= 1
+            if left == 0:
+                os._exit(CRASHED)
+
+    store = Store(root)
+    base.tokenizer()
+    sys.addaudithook(count)
+    if change == "publish":
+        store.publish(folder, name, base, aliases=("latest", "canary"))
+    elif change == "delete version":
+        store.delete_version(name, digest)
+    elif change == "delete":
+        store.delete(name)
+    else:
+        store.set_alias(name, "stable", digest)
 
 
 def write_for_ever(

@@ -1,5 +1,6 @@
 """The store: immutable versions, pointers, and a stranger's folder that gets in only as plain files."""
 
+import itertools
 import json
 import os
 import shutil
@@ -399,7 +400,7 @@ def test_no_alias_is_lost_between_processes(store: Store, variants: list[Path], 
     for writer in writers:
         writer.join()
         assert writer.exitcode == 0
-    assert store.aliases(NAME) == dict.fromkeys(["latest", *sum(aliases, [])], digest)
+    assert store.aliases(NAME) == dict.fromkeys(["latest", *itertools.chain(*aliases)], digest)
 
 
 def test_readers_never_see_half_of_anything(store: Store, variants: list[Path], bases: dict[str, BaseSource]) -> None:

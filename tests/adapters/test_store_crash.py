@@ -1,18 +1,22 @@
 """Writers killed at any instant leave the old version or the new one, never half of one."""
 
+import itertools
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
+
+import pytest
 
 from adapters.adapter import load_adapter
 from adapters.base import BaseSource
 from adapters.names import AdapterName, AdapterRef
 from adapters.store import Store
-from tests.adapters.store_writers import process, publish_all, write_for_ever
+from tests.adapters.store_writers import CRASHED, crash_at, process, publish_all, write_for_ever
 from tests.adapters.test_store import scaled
 
-KILLS = 30
+ROUNDS = 20
 NAMES = (AdapterName("acme", "support"), AdapterName("acme", "other"))
 
 
@@ -35,6 +39,44 @@ def _strays(store: Store) -> set[str]:
     return {str(path) for path in store.root.glob("*/*/versions/*")} - {str(path) for path in known}
 
 
+@pytest.mark.parametrize("change", ["publish", "delete version", "delete", "alias"])
+def test_a_crash_at_every_step(
+    peft_folders: dict[str, Path], bases: dict[str, BaseSource], tmp_path: Path, change: str
+) -> None:
+    base, name = bases["gpt2"], NAMES[0]
+    folders = [scaled(peft_folders["gpt2-generate"], tmp_path / f"v{n}", n) for n in range(3)]
+    before = Store(tmp_path / "before")
+    old = [before.publish(folder, name, base).digest for folder in folders[:2]]
+    states = set()
+    for step in itertools.count(1):
+        store = Store(Path(shutil.copytree(before.root, tmp_path / str(step))))
+        writer = process(crash_at, step, store.root, base, change, folders[2], name, old[1])
+        writer.start()
+        writer.join()
+        _check(store, base, set())
+        found = [version.digest for version in store.versions(name)] if store.names() else []
+        states.add((len(found), *sorted(store.aliases(name) if found else {})))
+        if writer.exitcode == 0:
+            break
+        assert writer.exitcode == CRASHED
+        # The next writer gets its work done over what lies there, and recovery takes away the rest.
+        store.publish(folders[2], name, base)
+        _check(store, base, set())
+        store.recover()
+        assert not _strays(store)
+        assert not list((store.root / ".staging").iterdir())
+        _check(store, base, set())
+    assert step > 4
+    # What a reader can find is the state before or the one after.
+    after = {
+        "publish": (3, "canary", "latest"),
+        "delete version": (1, "latest"),
+        "delete": (0,),
+        "alias": (2, "latest", "stable"),
+    }
+    assert states == {(2, "latest"), after[change]}
+
+
 def test_kill_at_random_instants(peft_folders: dict[str, Path], bases: dict[str, BaseSource], tmp_path: Path) -> None:
     base = bases["gpt2"]
     folders = [scaled(peft_folders["gpt2-generate"], tmp_path / f"v{n}", n) for n in range(4)]
@@ -45,7 +87,7 @@ def test_kill_at_random_instants(peft_folders: dict[str, Path], bases: dict[str,
     first.start()
     first.join()
     leftovers = 0
-    for seed in range(KILLS):
+    for seed in range(ROUNDS):
         writers = [process(write_for_ever, store.root, base, folders, NAMES, 2 * seed + n) for n in range(2)]
         for writer in writers:
             writer.start()

@@ -1,0 +1,59 @@
+"""One base, a store of adapters written by PEFT, and one server for most tests."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from adapters.base import BaseSource, resolve_base
+from adapters.names import AdapterName
+from adapters.store import Store
+from adapters.templates import PromptTemplate
+from tests.service.running import RunningServer, running
+from tests.support.tiny import tiny_base, write_peft_adapter
+
+ACME, ZETA, ADMIN = "sk-acme-key", "sk-zeta-key", "sk-admin-key"
+KEYS = {ACME: "acme", ZETA: "zeta", ADMIN: "*"}
+
+
+@dataclass(frozen=True)
+class Home:
+    """What servers of this room are started on."""
+
+    base: BaseSource
+    store: Path
+    folders: Path
+    """Adapters in plain PEFT folders, not published."""
+
+    @property
+    def settings(self) -> dict[str, object]:
+        return {"base": str(self.base.path), "store": str(self.store), "adapter_folders": [str(self.folders)]}
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """acme/write, acme/chat and zeta/write generate; acme/label (2 labels) and zeta/label (3) classify."""
+    root = tmp_path_factory.mktemp("home")
+    base = resolve_base(str(tiny_base("llama", root / "tiny-llama")))
+    folders = root / "folders"
+    store = Store(root / "store")
+    for seed, name in enumerate(["acme/write", "acme/chat", "zeta/write"]):
+        folder = write_peft_adapter(base.path, folders / name.replace("/", "-"), r=2 + 2 * seed, alpha=8, seed=seed)
+        template = PromptTemplate.named("chat" if name == "acme/chat" else "alpaca")
+        store.publish(folder, AdapterName.parse(name), base, template=template)
+    for seed, (name, labels) in enumerate([("acme/label", ("bad", "good")), ("zeta/label", ("a", "b", "c"))]):
+        folder = write_peft_adapter(
+            base.path, folders / name.replace("/", "-"), task="classify", num_labels=len(labels), seed=10 + seed
+        )
+        store.publish(folder, AdapterName.parse(name), base, labels=labels)
+    return Home(base, store.root, folders)
+
+
+@pytest.fixture(scope="session")
+def server(home: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server with keys; its client carries the admin's."""
+    log = tmp_path_factory.mktemp("server") / "log"
+    with running(log, key=ADMIN, api_keys=KEYS, **home.settings) as started:
+        yield started
+        assert "Traceback" not in started.output(), started.output()

@@ -1,0 +1,49 @@
+"""Tiny bases, made once, and small files of rows."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.tiny import tiny_base
+
+THINGS = ("bread", "soup", "cake", "rice", "tea", "milk", "fish", "corn", "jam", "salt")
+INSTRUCTIONS = [
+    {"instruction": f"Name the {thing}.", "input": "" if index % 2 else f"It is {thing}.", "output": f"The {thing}."}
+    for index, thing in enumerate(THINGS * 2)
+]
+REVIEWS = [
+    {"text": f"{'good' if index % 2 else 'bad'} {thing}", "label": "positive" if index % 2 else "negative"}
+    for index, thing in enumerate(THINGS * 4)
+]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folder of the tiny base of an architecture."""
+    made: dict[str, Path] = {}
+    root = tmp_path_factory.mktemp("bases")
+
+    def get(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = tiny_base(kind, root / f"tiny-{kind}")
+        return made[kind]
+
+    return get
+
+
+def write_jsonl(file: Path, rows: Iterable[Any]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def instructions(tmp_path: Path) -> Path:
+    return write_jsonl(tmp_path / "instructions.jsonl", INSTRUCTIONS)
+
+
+@pytest.fixture
+def reviews(tmp_path: Path) -> Path:
+    return write_jsonl(tmp_path / "reviews.jsonl", REVIEWS)

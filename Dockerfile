@@ -5,9 +5,7 @@
 #
 # TORCH_INDEX_URL names a wheel index to take torch from, where the default index has no build for your device
 # (on Linux the default build carries CUDA, which works on a CPU too but is large).
-ARG PYTHON_IMAGE=python:3.11-slim
-
-FROM ${PYTHON_IMAGE} AS build
+FROM python:3.11-slim AS build
 ARG TORCH_INDEX_URL=
 WORKDIR /src
 RUN python -m venv /opt/tenora
@@ -23,7 +21,7 @@ COPY recipes recipes
 COPY models models
 RUN /opt/tenora/bin/pip install --no-cache-dir --disable-pip-version-check '.[train]'
 
-FROM ${PYTHON_IMAGE}
+FROM python:3.11-slim
 ARG DEVICE=cpu
 RUN useradd --create-home --uid 1000 tenora && mkdir -p /data/store /data/models && chown -R tenora /data
 COPY --from=build /opt/tenora /opt/tenora

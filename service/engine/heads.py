@@ -24,7 +24,7 @@ class _BackboneStub(nn.Module):
         self.pooler = [pooler] if pooler is not None else []
 
     def forward(
-        self, input_ids: None = None, *, inputs_embeds: Tensor, **_kwargs: Any
+        self, input_ids: Tensor | None = None, *, inputs_embeds: Tensor, **_kwargs: Any
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         pooled = self.pooler[0](inputs_embeds) if self.pooler else None
         return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=inputs_embeds, pooler_output=pooled)
@@ -57,7 +57,10 @@ class ClassificationHeads:
     def logits(self, slot: int, hidden: Tensor) -> Tensor:
         """``[n, hidden] -> [n, labels]`` in float32, from the hidden state that stands for each text."""
         skeleton, tensors = self._heads[slot]
-        output = torch.func.functional_call(skeleton, tensors, kwargs={"inputs_embeds": hidden[:, None]})
+        # The ids say only that each row is one token; without them transformers warns that it cannot find padding.
+        ids = torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device)
+        inputs = {"input_ids": ids, "inputs_embeds": hidden[:, None]}
+        output = torch.func.functional_call(skeleton, tensors, kwargs=inputs)
         logits: Tensor = output.logits.float()
         return logits
 

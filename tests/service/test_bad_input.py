@@ -44,8 +44,8 @@ def serves_on(server: RunningServer) -> Iterator[None]:
 
 @pytest.mark.parametrize(
     "model",
-    ["acme/nothing", "nobody/write", "write", "", "acme/write@00000000", "acme/write:stable", "../../etc/passwd", "tiny",
-     "acme/../zeta/write", "tiny-llama:acme/nothing", "ACME/WRITE", "acme/write@", "x" * 600, "é/ü",
+    ["acme/nothing", "nobody/write", "write", "", "acme/write@00000000", "acme/write:stable", "../../etc/passwd",
+     "tiny", "acme/../zeta/write", "tiny-llama:acme/nothing", "ACME/WRITE", "acme/write@", "x" * 600, "é/ü",
      "acme/write\u0000"],
 )  # fmt: skip
 def test_unknown_adapter(server: RunningServer, model: str) -> None:

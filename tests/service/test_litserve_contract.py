@@ -15,7 +15,7 @@ from litserve.transport.base import MessageTransport
 from litserve.utils import LitAPIStatus, LoopResponseType, ResponseBufferItem, WorkerSetupStatus
 
 from service.api import EngineAPI, EngineLoop
-from service.server import TenoraServer
+from service.server import CUT_OFF_S, TenoraServer
 from service.settings import Settings
 from service.spec import ROUTES, TenoraSpec
 
@@ -97,7 +97,7 @@ def test_manager_has_a_process() -> None:
 
 
 def test_drain_time_reaches_uvicorn(server: TenoraServer) -> None:
-    assert server.uvicorn_graceful_timeout == 7
+    assert server.uvicorn_graceful_timeout == 7 + CUT_OFF_S
     assert "timeout_graceful_shutdown=self.uvicorn_graceful_timeout" in source(LitServer._start_server)
 
 

@@ -123,6 +123,22 @@ def test_sigterm_drains_and_leaves_nothing(home: Home, log: Path) -> None:
         assert "Traceback" not in server.output()
 
 
+def test_what_outlasts_the_drain_gets_an_error(home: Home, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAULTY_PAUSE_S", "0.2")
+    with running(log, drain_timeout=1, **FAULTY, **home.settings) as server:
+        family = server.descendants()
+        stream, plain = Background(server, stream=True), Background(server)
+        eventually(lambda: stream.status == 200, what="a begun stream")
+        started(server, 2)
+        began = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - began < 5
+        assert stream.wait().lines[-2] == "event: error"
+        assert "stopping" in stream.lines[-1]
+        assert plain.wait().status == 503
+        eventually(lambda: not alive(family), 5, "the end of every process")
+
+
 @pytest.mark.usefixtures("paused")
 def test_interrupt_drains_too(home: Home, log: Path) -> None:
     """^C reaches every process of the terminal's group. The server is bound beyond loopback, told so explicitly."""

@@ -1,5 +1,6 @@
 """The engine process's inside, in one process: a scripted engine stands in where timing or failure is the point."""
 
+import dataclasses
 import queue
 import threading
 import time
@@ -13,11 +14,12 @@ from adapters.adapter import Adapter, load_adapter
 from adapters.cache import HostCache
 from adapters.store import Store, Version
 from service.catalog import Catalog
-from service.encode import Encoder
+from service.encode import Encoder, check_task
 from service.engine.events import Event, FinishedEvent, TokenEvent
 from service.engine.sampling import SamplingParams
 from service.engine.sequence import Sequence
 from service.engine.stats import EngineStats
+from service.errors import WrongTaskError
 from service.messages import (
     Accepted,
     Answered,
@@ -263,6 +265,12 @@ def test_the_engine_may_refuse_a_sequence(bench: Bench) -> None:
     assert "refused" in bench.engine.aborted
     bench.send("fine", generate())
     eventually(lambda: bench.finished("fine"))
+
+
+def test_an_encoder_does_not_write(home: Home) -> None:
+    encoder = dataclasses.replace(home.base, kind="encoder")
+    with pytest.raises(WrongTaskError, match="/v1/classify"):
+        check_task(generate(), None, encoder)
 
 
 def test_questions(bench: Bench) -> None:

@@ -1,0 +1,158 @@
+"""The engine process as LitServe starts it: one LitAPI that builds the engine, one LitLoop that runs the worker."""
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from collections.abc import Sequence as Many
+from typing import Any
+
+from litserve import LitAPI
+from litserve.loops.base import LitLoop
+from litserve.specs.base import LitSpec
+from litserve.utils import LitAPIStatus, LoopResponseType
+
+from service.errors import describe
+from service.messages import Message, WorkerEvent
+from service.orphans import exit_with
+from service.settings import Settings
+
+PUMP = "pump"
+"""The one permanent entry of LitServe's response buffer; every batch of events arrives under it."""
+HTTP_PROCESS = 0
+"""There is one HTTP process, because the bound on the queue has to be exact."""
+SETUP_FAILED = 71
+"""Exit code of an engine process that could not be set up; the reason is on stderr by then."""
+
+
+def configure_logging(level: str) -> None:
+    """Log to stderr, a line per record, from this process."""
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
+    )
+
+
+class EngineLoop(LitLoop):  # type: ignore[misc]  # LitServe has no types
+    """Runs the worker on LitServe's queues."""
+
+    def run(  # noqa: PLR0917 (LitServe passes them by position)
+        self,
+        lit_api: "EngineAPI",
+        device: str,
+        worker_id: int,
+        request_queue: Any,
+        transport: Any,
+        workers_setup_status: Any,
+        callback_runner: Any,
+    ) -> None:
+        """Take steps until SIGTERM, then leave the process; LitServe would call this again for ever."""
+
+        def receive() -> tuple[str, Message]:
+            # The wait is short because whatever a dying process was waiting for goes to it, and is lost.
+            _consumer, request_id, _sent_at, message = request_queue.get(timeout=0.5)
+            return request_id, message
+
+        def send(events: list[WorkerEvent]) -> None:
+            self.put_response(transport, HTTP_PROCESS, PUMP, events, LitAPIStatus.OK, LoopResponseType.STREAMING)
+
+        worker = lit_api.make_worker(receive, send)
+        signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+        worker.run()
+        os._exit(0)
+
+
+class EngineAPI(LitAPI):  # type: ignore[misc]  # LitServe has no types
+    """Holds the settings until the engine process is there, then the engine.
+
+    It is pickled into a fresh process, so nothing heavy is imported or made before :meth:`setup`.
+    """
+
+    def __init__(self, settings: Settings, spec: LitSpec, loop: LitLoop | None = None) -> None:
+        super().__init__(spec=spec, loop=loop or EngineLoop())
+        self.settings = settings
+        self.manager_pid = 0
+        """Set by the server once LitServe's manager process runs."""
+
+    def setup(self, device: str) -> None:
+        """Load the base. A reason not to is told in one sentence, and the process ends."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C reaches the whole group; the main process decides
+        exit_with(self.loop._server_pid, self.manager_pid)
+        configure_logging(self.settings.log_level)
+        try:
+            self._build()
+        except Exception as error:
+            self._explain(error)
+            os._exit(SETUP_FAILED)
+
+    def make_worker(self, receive: Callable[[], tuple[str, Message]], send: Callable[[list[WorkerEvent]], None]) -> Any:
+        """Connect the parts that :meth:`setup` made with the two ends of the queue."""
+        from service.prepare import Preparer
+        from service.worker import Worker
+
+        def make_preparer(emit: Callable[..., None], hand_over: Callable[[str, Many[Any]], None]) -> Preparer:
+            return Preparer(self.catalog, self.cache, self.encoder, emit, hand_over)
+
+        return Worker(
+            self.engine,
+            self.catalog,
+            make_preparer=make_preparer,
+            receive=receive,
+            send=send,
+            cache_bytes=lambda: self.cache.stats().nbytes,
+        )
+
+    def predict(self, x: Any, **kwargs: Any) -> Any:
+        """Never called: the loop drives the engine."""
+        raise NotImplementedError("the engine loop takes the steps")
+
+    def _build(self) -> None:
+        from adapters.adapter import Adapter, load_adapter
+        from adapters.base import resolve_base
+        from adapters.cache import HostCache
+        from adapters.store import Store, Version
+        from service.catalog import Catalog
+        from service.encode import Encoder
+
+        settings = self.settings
+        base = resolve_base(settings.base, settings.base_revision)
+        store = Store(settings.store)
+        store.recover()
+        self.engine = self.make_engine(base)
+
+        def load(version: Version) -> Adapter:
+            return load_adapter(version.path, base, digest=version.digest, ref=str(version.name))
+
+        self.cache = HostCache(settings.host_cache_bytes, load)
+        self.encoder = Encoder(base, self.engine.max_model_len)
+        self.catalog = Catalog(base, store, self.cache, self.engine.max_model_len, settings.adapter_folders)
+
+    def make_engine(self, base: Any) -> Any:
+        """Build the engine; a test that provokes a failure builds another one."""
+        from service.engine.config import EngineConfig
+        from service.engine.engine import Engine
+
+        settings = self.settings
+        config = EngineConfig(
+            max_running=settings.max_running,
+            max_model_len=settings.max_model_len,
+            max_step_tokens=settings.max_step_tokens,
+            adapter_slots=settings.adapter_slots,
+            max_lora_rank=settings.max_lora_rank,
+            kv_cache_bytes=settings.kv_cache_bytes,
+            dtype=settings.dtype,
+            device=settings.device,
+            threads=settings.threads,
+        )
+        return Engine(base, config)
+
+    def _explain(self, error: Exception) -> None:
+        # An error of ours, or of the file system, says in its message what to do; any other is a defect.
+        from adapters.errors import AdapterError
+
+        if not isinstance(error, AdapterError | OSError | ValueError):
+            traceback.print_exception(error)
+        reason = error.message if isinstance(error, AdapterError) else str(error) or describe(error).message
+        sys.stderr.write(f"tenora: the engine cannot start: {reason}\n")
+        sys.stderr.flush()

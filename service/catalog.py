@@ -1,0 +1,199 @@
+"""Which models there are, for whom, and what a name means. Loading and unloading as vLLM's clients know it."""
+
+import logging
+import time
+from datetime import datetime
+from pathlib import Path
+
+from adapters.base import BaseSource
+from adapters.cache import HostCache
+from adapters.errors import AdapterError, AdapterNameError, AdapterNotFoundError
+from adapters.names import LATEST, AdapterName, AdapterRef
+from adapters.store import Store, Version
+from service.errors import InvalidRequestError, ModelNotFoundError, PathNotAllowedError, PermissionDeniedError, shorten
+from service.messages import BaseInfo, ModelInfo
+
+logger = logging.getLogger(__name__)
+
+
+class LoraNotFoundError(ModelNotFoundError):
+    """vLLM's routes have a wording of their own for a name that is not there."""
+
+    def __init__(self, message: str, *, param: str) -> None:
+        super().__init__("", param=param)
+        self.message = message
+
+
+def served_name(version: Version) -> str:
+    """``tenant/name@digest``: what exactly answered a request."""
+    return f"{version.name}@{version.digest}"
+
+
+class Catalog:
+    """The base and the adapters of a store.
+
+    Args:
+        base: The one base of the process.
+        store: The adapters.
+        cache: Adapters in host memory; an unloaded one is dropped from it.
+        max_model_len: Longest prompt plus answer in tokens.
+        folders: Where adapters may be imported from.
+    """
+
+    def __init__(
+        self, base: BaseSource, store: Store, cache: HostCache, max_model_len: int, folders: tuple[Path, ...]
+    ) -> None:
+        self.base = base
+        self._store = store
+        self._cache = cache
+        self._max_model_len = max_model_len
+        self._folders = tuple(folder.expanduser().resolve() for folder in folders)
+        self._started = int(time.time())
+
+    def describe_base(self) -> BaseInfo:
+        """What the process holds."""
+        return BaseInfo(
+            id=self.base.id,
+            kind=self.base.kind,
+            fingerprint=self.base.fingerprint,
+            max_model_len=self._max_model_len,
+            adapters=len(self._served(None)),
+        )
+
+    def resolve(self, model: str, tenant: str | None) -> Version | None:
+        """The version that a name means at this moment; None is the base itself.
+
+        Raises:
+            ModelNotFoundError: Unknown, not served, not a name at all, or another tenant's: the same answer.
+        """
+        if model == self.base.id:
+            return None
+        try:
+            ref = AdapterRef.parse(model.removeprefix(f"{self.base.id}:"), tenant)
+            if tenant is not None and ref.name.tenant != tenant:
+                raise ModelNotFoundError(model)
+            return self._store.resolve(ref)
+        except (AdapterNameError, AdapterNotFoundError) as error:
+            raise ModelNotFoundError(model) from error
+
+    def models(self, tenant: str | None) -> list[ModelInfo]:
+        """The base, then every adapter that the tenant may use."""
+        return [self._base_model(), *(self._adapter_model(str(v.name), v) for v in self._served(tenant))]
+
+    def model(self, model: str, tenant: str | None) -> ModelInfo:
+        """One model under the name that was asked for."""
+        version = self.resolve(model, tenant)
+        return self._base_model() if version is None else self._adapter_model(model, version)
+
+    def load(self, name: str, path: str, tenant: str | None, *, in_place: bool) -> str:
+        """Serve what ``path`` names as ``name``; returns vLLM's sentence.
+
+        ``path`` is a store reference, or a folder inside one of the allowed folders. Nothing is served in place: a
+        folder becomes a new immutable version, and `latest` moves to it.
+        """
+        target = self._own_name(name, tenant)
+        if not in_place and self._is_served(target):
+            raise InvalidRequestError(
+                f"The lora adapter '{target}' has already been loaded. If you want to load the adapter in place, "
+                "set 'load_inplace' to True.",
+                param="lora_name",
+            )
+        version = self._in_store(path, tenant)
+        if version is None:
+            self._store.publish(self._allowed_folder(path), target, self.base)
+        elif version.name == target:
+            self._store.set_alias(target, LATEST, version.digest)
+        else:
+            self._store.publish(version.path, target, self.base)
+        self._store.set_served(target, True)
+        return f"Success: LoRA adapter '{name}' added successfully."
+
+    def unload(self, name: str, tenant: str | None) -> str:
+        """Stop serving ``name``; requests in flight finish. Returns vLLM's sentence."""
+        missing = LoraNotFoundError(f"The lora adapter '{shorten(name)}' cannot be found.", param="lora_name")
+        try:
+            target = self._own_name(name, tenant)
+        except (AdapterNameError, PermissionDeniedError) as error:
+            raise missing from error
+        if not self._is_served(target):
+            raise missing
+        self._store.set_served(target, False)
+        for version in self._store.versions(target):
+            self._cache.discard(version.digest)
+        return f"Success: LoRA adapter '{name}' removed successfully."
+
+    def _own_name(self, text: str, tenant: str | None) -> AdapterName:
+        qualified = f"{tenant}/{text}" if tenant is not None and "/" not in text else text
+        name = AdapterName.parse(qualified)
+        if tenant is not None and name.tenant != tenant:
+            raise PermissionDeniedError(f"This key belongs to the tenant '{tenant}'.", param="lora_name")
+        return name
+
+    def _is_served(self, name: AdapterName) -> bool:
+        return name in self._store.names(name.tenant) and self._store.is_served(name)
+
+    def _in_store(self, path: str, tenant: str | None) -> Version | None:
+        """The version that a reference means, whether it is being served or not; None if it is no reference."""
+        try:
+            ref = AdapterRef.parse(path, tenant)
+        except AdapterNameError:
+            return None
+        if (tenant is not None and ref.name.tenant != tenant) or ref.name not in self._store.names(ref.name.tenant):
+            return None
+        digest = ref.version or self._store.aliases(ref.name).get(ref.alias or LATEST)
+        found = [v for v in self._store.versions(ref.name) if digest and v.digest.startswith(digest)]
+        return found[0] if len(found) == 1 else None
+
+    def _allowed_folder(self, path: str) -> Path:
+        """A folder to import, links resolved. The answer does not tell what exists outside the allowed folders."""
+        allowed = False
+        for root in self._folders:
+            try:
+                folder = (root / path).resolve()
+                if not folder.is_relative_to(root):
+                    continue
+                allowed = True
+                if folder.is_dir():
+                    return folder
+            except (OSError, ValueError):  # too long, or with a NUL: no path at all
+                continue
+        if allowed:
+            raise LoraNotFoundError(f"No adapter found for '{shorten(path)}'.", param="lora_path")
+        raise PathNotAllowedError(
+            f"'{shorten(path)}' is neither an adapter in the store nor inside a folder that adapters may be "
+            "imported from (TENORA_ADAPTER_FOLDERS).",
+            param="lora_path",
+        )
+
+    def _served(self, tenant: str | None) -> list[Version]:
+        versions = []
+        for name in self._store.names(tenant):
+            try:
+                versions.append(self._store.resolve(AdapterRef(name)))
+            except AdapterNotFoundError:
+                continue  # not served, or without a latest version
+            except AdapterError as error:
+                logger.warning("%s is left out of the list of models: %s", name, error)
+        return versions
+
+    def _base_model(self) -> ModelInfo:
+        return ModelInfo(
+            id=self.base.id,
+            root=self.base.id,
+            parent=None,
+            owner="tenora",
+            created=self._started,
+            task=None,
+            max_model_len=self._max_model_len,
+        )
+
+    def _adapter_model(self, shown: str, version: Version) -> ModelInfo:
+        return ModelInfo(
+            id=shown,
+            root=served_name(version),
+            parent=self.base.id,
+            owner=version.name.tenant,
+            created=int(datetime.fromisoformat(version.manifest.created).timestamp()),
+            task=version.manifest.task,
+            max_model_len=self._max_model_len,
+        )

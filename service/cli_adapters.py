@@ -1,0 +1,237 @@
+"""`tenora adapters`: looks into a store and changes it, without a server."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from adapters.names import AdapterRef
+    from adapters.store import Store, Version
+    from adapters.templates import PromptTemplate
+    from service.settings import StoreSettings
+
+adapters = typer.Typer(
+    help="List, show, publish and delete the adapters of a store.", no_args_is_help=True, rich_markup_mode=None
+)
+
+FAILED = 2
+SHOWN_DIGITS = 12
+
+StoreOption = Annotated[Path | None, typer.Option("--store", help="Folder of the store. [TENORA_STORE, ./store]")]
+BaseOption = Annotated[
+    str | None, typer.Option("--base", help="Base that the adapter belongs to. [TENORA_BASE, embedded]")
+]
+NameArgument = Annotated[str, typer.Argument(help="tenant/name")]
+RefArgument = Annotated[str, typer.Argument(help="tenant/name, with @DIGEST or :ALIAS")]
+
+
+@adapters.command("list")
+def list_adapters(
+    store: StoreOption = None, tenant: Annotated[str | None, typer.Option(help="Only this tenant's.")] = None
+) -> None:
+    """List the adapters of a store."""
+    from adapters.errors import AdapterError
+    from adapters.names import LATEST
+
+    with _opened(store) as opened:
+        rows = []
+        for name in opened.names(tenant):
+            aliases = opened.aliases(name)
+            try:
+                versions = opened.versions(name)
+            except AdapterError as error:
+                rows.append((str(name), "broken", error.message, "", "", ""))
+                continue
+            latest = next((version for version in versions if version.digest == aliases.get(LATEST)), None)
+            rows.append(
+                (
+                    str(name),
+                    latest.manifest.task if latest else "-",
+                    latest.digest[:SHOWN_DIGITS] if latest else "-",
+                    str(len(versions)),
+                    ", ".join(sorted(set(aliases) - {LATEST})) or "-",
+                    "yes" if opened.is_served(name) else "no",
+                )
+            )
+    _table(("adapter", "task", "latest", "versions", "aliases", "served"), rows)
+
+
+@adapters.command()
+def show(adapter: RefArgument, store: StoreOption = None) -> None:
+    """Show one adapter: its versions, where it came from, how it was trained."""
+    with _opened(store) as opened:
+        ref = _ref(adapter)
+        aliases = opened.aliases(ref.name)
+        versions = [version for version in opened.versions(ref.name) if _is_meant(version, ref, aliases)]
+        if not versions:
+            raise _fail(f"{adapter} is not in the store")
+        named = {digest: [alias for alias in aliases if aliases[alias] == digest] for digest in aliases.values()}
+    for version in versions:
+        _table(("field", "value"), _facts(version, named.get(version.digest, [])))
+
+
+@adapters.command()
+def publish(
+    folder: Annotated[Path, typer.Argument(help="Folder that PEFT or a training run wrote.")],
+    name: NameArgument,
+    *,
+    store: StoreOption = None,
+    base: BaseOption = None,
+    template: Annotated[
+        str | None, typer.Option(help="Prompt template of a plain PEFT folder: alpaca, chat, plain, or a Jinja file.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Labels of a plain PEFT classifier, in order, separated by commas.")
+    ] = None,
+    alias: Annotated[list[str] | None, typer.Option(help="Also point this alias at it; repeat for more.")] = None,
+) -> None:
+    """Check an adapter against its base and publish it as a new version."""
+    from adapters.base import resolve_base
+    from adapters.names import LATEST, AdapterName
+
+    with _opened(store, create=True) as opened:
+        settings = _settings(base=base)
+        target = AdapterName.parse(name)
+        if not folder.is_dir():
+            raise _fail(f"{folder} is not a folder")
+        version = opened.publish(
+            folder,
+            target,
+            resolve_base(settings.base, settings.base_revision),
+            aliases=(LATEST, *(alias or ())),
+            template=_template(template),
+            labels=tuple(label.strip() for label in labels.split(",")) if labels else None,
+        )
+    typer.echo(f"{version.name}@{version.digest}")
+
+
+@adapters.command()
+def alias(
+    adapter: RefArgument,
+    name: Annotated[str, typer.Argument(help="The alias to point at it.")],
+    store: StoreOption = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the alias instead.")] = False,
+) -> None:
+    """Point an alias at a version; moving `latest` back is a rollback."""
+    from adapters.names import LATEST
+
+    with _opened(store) as opened:
+        ref = _ref(adapter)
+        if remove:
+            opened.delete_alias(ref.name, name)
+            typer.echo(f"{ref.name}:{name} removed")
+            return
+        digest = ref.version or opened.aliases(ref.name).get(ref.alias or LATEST)
+        if digest is None:
+            raise _fail(f"{adapter} is not in the store")
+        opened.set_alias(ref.name, name, digest)
+        typer.echo(f"{ref.name}:{name} -> {opened.aliases(ref.name)[name][:SHOWN_DIGITS]}")
+
+
+@adapters.command()
+def delete(
+    adapter: RefArgument,
+    store: StoreOption = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a version (tenant/name@DIGEST) or an adapter with all its versions (tenant/name)."""
+    with _opened(store) as opened:
+        ref = _ref(adapter)
+        if ref.alias is not None:
+            raise _fail(f"an alias is removed by: tenora adapters alias {ref.name} {ref.alias} --remove")
+        what = str(ref) if ref.version else f"{ref.name} with {len(opened.versions(ref.name))} version(s)"
+        if not yes and not typer.confirm(f"Delete {what}?"):
+            raise typer.Exit(1)
+        if ref.version:
+            opened.delete_version(ref.name, ref.version)
+        else:
+            opened.delete(ref.name)
+    typer.echo(f"{what} deleted")
+
+
+@contextmanager
+def _opened(store: Path | None, *, create: bool = False) -> "Iterator[Store]":
+    from adapters.errors import AdapterError
+    from adapters.store import Store
+
+    folder = _settings(store=store).store
+    if not create and not folder.is_dir():
+        raise _fail(f"there is no store at {folder}: name one with --store")
+    try:
+        yield Store(folder)
+    except AdapterError as error:
+        raise _fail(error.message) from error
+    except OSError as error:
+        raise _fail(f"{error.strerror}: {error.filename}") from error
+
+
+def _settings(**flags: object) -> "StoreSettings":
+    from service.settings import SettingsError, load_store_settings
+
+    try:
+        return load_store_settings(**flags)
+    except SettingsError as error:
+        raise _fail(str(error)) from error
+
+
+def _fail(message: str) -> typer.Exit:
+    sys.stderr.write(f"tenora: {message}\n")
+    return typer.Exit(FAILED)
+
+
+def _ref(text: str) -> "AdapterRef":
+    from adapters.names import AdapterRef
+
+    return AdapterRef.parse(text, None)
+
+
+def _is_meant(version: "Version", ref: "AdapterRef", aliases: dict[str, str]) -> bool:
+    if ref.version is not None:
+        return version.digest.startswith(ref.version)
+    return ref.alias is None or aliases.get(ref.alias) == version.digest
+
+
+def _template(given: str | None) -> "PromptTemplate | None":
+    from adapters.templates import PromptTemplate
+
+    if given is None:
+        return None
+    file = Path(given)
+    return PromptTemplate.from_text(file.read_text("utf-8")) if file.is_file() else PromptTemplate.named(given)
+
+
+def _facts(version: "Version", aliases: list[str]) -> list[tuple[str, str]]:
+    manifest = version.manifest
+    facts = [
+        ("adapter", f"{version.name}@{version.digest}"),
+        ("aliases", ", ".join(sorted(aliases)) or "-"),
+        ("task", manifest.task),
+        ("base", f"{manifest.base.id} ({manifest.base.fingerprint[:SHOWN_DIGITS]})"),
+        ("created", manifest.created),
+        ("max_length", str(manifest.max_length)),
+    ]
+    if manifest.prompt is not None:
+        facts.append(("template", manifest.prompt.template))
+    if manifest.labels is not None:
+        facts.append(("labels", ", ".join(manifest.labels)))
+    facts += [(f"metrics.{key}", str(value)) for key, value in manifest.metrics.items()]
+    facts += [(f"recipe.{key}", str(value)) for key, value in manifest.recipe.items()]
+    facts.append(("folder", str(version.path)))
+    return facts
+
+
+def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    # A pipe gets whole lines: rich would fold them at 80 columns.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(table)

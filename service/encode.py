@@ -1,0 +1,147 @@
+"""Prompts and texts as token ids, checked against the context."""
+
+from dataclasses import replace
+from typing import Any
+
+from adapters.adapter import Adapter
+from adapters.base import BaseSource
+from adapters.store import Version
+from adapters.templates import Message, PromptInput, PromptTemplate, encode_text
+from service.engine.sampling import SamplingParams
+from service.engine.sequence import Sequence
+from service.errors import ContextLengthError, InvalidRequestError, WrongTaskError
+from service.messages import ChatPrompt, Classify, Generate, InstructPrompt, Prompt, TextPrompt, TokenPrompt, Work
+
+_WRITE = "/v1/chat/completions, /v1/completions or /v1/instruct"
+_SEEDS = 1 << 63
+
+
+def check_task(work: Work, version: Version | None, base: BaseSource) -> None:
+    """Refuse a task that the model cannot do, naming the route that can."""
+    if isinstance(work, Generate):
+        if base.kind == "encoder":
+            message = f"The base `{base.id}` is an encoder and does not write: call /v1/classify."
+            raise WrongTaskError(message, param="model")
+        if version is not None and version.manifest.task == "classify":
+            message = f"The adapter `{version.name}` classifies and does not write: call /v1/classify."
+            raise WrongTaskError(message, param="model")
+    elif version is None:
+        message = f"The base `{base.id}` has no labels: name an adapter that classifies."
+        raise WrongTaskError(message, param="model")
+    elif version.manifest.task != "classify":
+        message = f"The adapter `{version.name}` writes and does not classify: call {_WRITE}."
+        raise WrongTaskError(message, param="model")
+
+
+class Encoder:
+    """Makes sequences of requests.
+
+    Args:
+        base: Its tokenizer and chat template are used where the adapter brings none.
+        limit: Longest prompt plus answer in tokens.
+    """
+
+    def __init__(self, base: BaseSource, limit: int) -> None:
+        self._base = base
+        self._limit = limit
+        self._tokenizer: Any = base.tokenizer()
+        self._vocabulary = int(getattr(base.config(), "vocab_size", len(self._tokenizer)))
+        self._plain = PromptTemplate.named("plain")
+        self._chat = PromptTemplate.named("chat")
+
+    def sequences(
+        self, request_id: str, work: Work, version: Version | None, adapter: Adapter | None
+    ) -> list[Sequence]:
+        """Everything that the engine has to run for a request."""
+        if isinstance(work, Classify):
+            assert version is not None and adapter is not None, "classification needs an adapter"
+            return self._texts(request_id, work, version, adapter)
+        return self._prompts(request_id, work, version, adapter)
+
+    def _texts(self, request_id: str, work: Classify, version: Version, adapter: Adapter) -> list[Sequence]:
+        length = min(version.manifest.max_length, self._limit)
+        side = version.manifest.truncation_side
+        sequences = []
+        for index, text in enumerate(work.texts):
+            ids = encode_text(self._tokenizer, text, length, side)
+            if not ids:
+                raise InvalidRequestError("A text to classify is empty.", param="input")
+            sequences.append(Sequence(request_id, ids, index=index, adapter=adapter, deadline=work.deadline))
+        return sequences
+
+    def _prompts(
+        self, request_id: str, work: Generate, version: Version | None, adapter: Adapter | None
+    ) -> list[Sequence]:
+        sequences = []
+        for place, prompt in enumerate(work.prompts):
+            ids = self._prompt_ids(prompt, version)
+            max_tokens = self._answer_length(len(ids), work)
+            for choice in range(work.n):
+                sampling = replace(work.sampling, max_tokens=max_tokens, seed=_seed_of(work.sampling, choice))
+                sequence = Sequence(
+                    request_id,
+                    ids,
+                    index=place * work.n + choice,
+                    adapter=adapter,
+                    sampling=sampling,
+                    deadline=work.deadline,
+                )
+                sequences.append(sequence)
+        return sequences
+
+    def _prompt_ids(self, prompt: Prompt, version: Version | None) -> list[int]:
+        match prompt:
+            case TokenPrompt(ids):
+                return self._checked_ids(ids)
+            case TextPrompt(text):
+                return self._plain.encode(self._tokenizer, PromptInput.from_instruction(text))
+            case ChatPrompt(messages):
+                spoken = PromptInput.from_messages(tuple(Message(role, text) for role, text in messages))
+                return self._template(version, self._chat).encode(self._tokenizer, spoken)
+            case InstructPrompt(instruction, extra):
+                asked = PromptInput.from_instruction(instruction, extra)
+                own = self._chat if getattr(self._tokenizer, "chat_template", None) else self._plain
+                return self._template(version, own).encode(self._tokenizer, asked)
+
+    def _template(self, version: Version | None, own: PromptTemplate) -> PromptTemplate:
+        if version is None or version.manifest.prompt is None:
+            return own
+        return PromptTemplate.from_manifest(version.manifest.prompt)
+
+    def _checked_ids(self, ids: tuple[int, ...]) -> list[int]:
+        if any(not 0 <= token < self._vocabulary for token in ids):
+            message = f"prompt: token ids of `{self._base.id}` are between 0 and {self._vocabulary - 1}."
+            raise InvalidRequestError(message, param="prompt")
+        return list(ids)
+
+    def _answer_length(self, prompt_tokens: int, work: Generate) -> int:
+        if prompt_tokens == 0:
+            raise InvalidRequestError("The prompt is empty: it has no tokens.", param=_field_of(work.prompts[0]))
+        left = self._limit - prompt_tokens
+        if left < 1:
+            raise ContextLengthError(
+                f"The prompt has {prompt_tokens} tokens and leaves no room for an answer: "
+                f"the context holds {self._limit} tokens.",
+                param=_field_of(work.prompts[0]),
+            )
+        if work.max_tokens is None:
+            return min(work.default_max_tokens, left)
+        if work.max_tokens > left:
+            raise ContextLengthError(
+                f"The prompt has {prompt_tokens} tokens and max_tokens is {work.max_tokens}, together "
+                f"{prompt_tokens + work.max_tokens}: the context holds {self._limit} tokens.",
+                param="max_tokens",
+            )
+        return work.max_tokens
+
+
+def _field_of(prompt: Prompt) -> str:
+    """The field of the request that a prompt came from."""
+    if isinstance(prompt, ChatPrompt):
+        return "messages"
+    return "instruction" if isinstance(prompt, InstructPrompt) else "prompt"
+
+
+def _seed_of(sampling: SamplingParams, choice: int) -> int | None:
+    """Each choice of a seeded request has a seed of its own, or all would be the same text."""
+    return None if sampling.seed is None else (sampling.seed + choice) % _SEEDS

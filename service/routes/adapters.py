@@ -1,0 +1,21 @@
+"""POST /v1/load_lora_adapter and /v1/unload_lora_adapter, as vLLM's clients know them."""
+
+from fastapi import Request
+from starlette.responses import PlainTextResponse, Response
+
+from service.auth import tenant_of
+from service.messages import LoadAdapter, UnloadAdapter
+from service.schemas import LoadAdapterRequest, UnloadAdapterRequest
+from service.state import state_of
+
+
+async def load_lora_adapter(request: Request, body: LoadAdapterRequest) -> Response:
+    """Serve an adapter from the store, or import one from an allowed folder."""
+    question = LoadAdapter(tenant_of(request), body.lora_name, body.lora_path, body.load_inplace)
+    return PlainTextResponse(await state_of(request).client.ask(question))
+
+
+async def unload_lora_adapter(request: Request, body: UnloadAdapterRequest) -> Response:
+    """Stop serving an adapter; requests in flight finish, and its versions stay in the store."""
+    question = UnloadAdapter(tenant_of(request), body.lora_name)
+    return PlainTextResponse(await state_of(request).client.ask(question))

@@ -1,0 +1,264 @@
+"""The LitServe server: its processes, its signals, its end.
+
+main        supervisor of the others; holds no model
+manager     LitServe's queues
+HTTP        one process, forked: routes, limits, the client of the engine
+engine      one process, spawned: the base, the adapters, the step loop
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from types import FrameType
+from typing import Any
+
+from fastapi import FastAPI
+from litserve import LitServer
+from litserve.utils import LitAPIStatus, LoopResponseType, WorkerSetupStatus
+
+from service.api import HTTP_PROCESS, PUMP, EngineAPI, configure_logging
+from service.auth import Auth
+from service.body_limit import BodyLimit
+from service.engine_client import EngineClient
+from service.handlers import add_error_handlers
+from service.messages import BaseInfo, WorkerGone
+from service.metrics import Metrics, RequestMetrics
+from service.openapi import describe_app
+from service.orphans import exit_with
+from service.settings import Settings
+from service.spec import ROUTES, TenoraSpec
+from service.state import ServiceState
+from service.supervisor import Supervisor
+
+START_FAILED, VITAL_DIED = 2, 1
+CUT_OFF_S = 2
+_OWN_PATHS = frozenset({"/openapi.json", "/docs", *(route.path for route in ROUTES)})
+
+
+class StartError(RuntimeError):
+    """The server cannot start; an empty message means that the reason is on stderr already."""
+
+
+class TenoraServer(LitServer):  # type: ignore[misc]  # LitServe has no types
+    """One server; :meth:`run` returns by raising SystemExit."""
+
+    def __init__(self, settings: Settings, api: EngineAPI | None = None) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self._supervisor: Supervisor | None = None
+        self._http_processes: Mapping[Any, Any] = {}
+        self._exit_code = 0
+        # LitServe adds middleware from the inside out. It is told "cpu" so that it starts one engine process on any
+        # machine; where the base runs is the engine's own affair.
+        super().__init__(
+            api or EngineAPI(settings, TenoraSpec()),
+            accelerator="cpu",
+            timeout=False,
+            middlewares=[
+                (BodyLimit, {"max_bytes": settings.max_body_bytes}),
+                (Auth, {"keys": settings.api_keys}),
+                (RequestMetrics, {"metrics": self.metrics}),
+            ],
+        )
+        # What is left at the end of the drain gets an error; only what does not take that is cut off.
+        self.uvicorn_graceful_timeout = settings.drain_timeout + CUT_OFF_S
+        self._drop_stock_routes()
+        add_error_handlers(self.app)
+        describe_app(self.app, tenora_version())
+
+    # ── HTTP process ──────────────────────────────────────────────────────────────────────────────────────
+
+    @asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        """Connect the app with the engine process for as long as the HTTP process serves."""
+        configure_logging(self.settings.log_level)
+        exit_with(os.getppid(), self.transport_config.manager._process.pid)
+        queue = self._get_request_queue(self.lit_api.api_path)
+        client = EngineClient(queue.put, self.response_buffer, self.metrics, self.settings.max_queue)
+        self.metrics.follow(client)
+        self._end_drain(client)
+        app.state.service = ServiceState(self.settings, self.metrics, client)
+        async with super().lifespan(app):
+            tasks = [asyncio.create_task(client.pump()), asyncio.create_task(self._announce(client))]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+    def _end_drain(self, client: EngineClient) -> None:
+        """When the HTTP process is told to stop, give what is in flight its time, then an error."""
+        loop, told = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
+        assert callable(told), "uvicorn handles signals while it serves"
+
+        def stop(signum: int, frame: FrameType | None) -> None:
+            told(signum, frame)
+            loop.call_soon_threadsafe(loop.call_later, self.settings.drain_timeout, client.fail_all)
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+
+    async def _announce(self, client: EngineClient) -> None:
+        """Say where the server is, once it can be used."""
+        await client.started.wait()
+        host = self.settings.url.removeprefix("http://").rpartition(":")[0].strip("[]")
+        while True:
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_connection(host, self.settings.port)
+                writer.close()
+                break
+            await asyncio.sleep(0.05)
+        assert client.base is not None
+        sys.stdout.write(self._banner(client.base))
+        sys.stdout.flush()
+
+    def _banner(self, base: BaseInfo) -> str:
+        url = self.settings.url
+        return (
+            f"tenora {tenora_version()} is ready at {url}\n"
+            f"  base      {base.id} ({base.kind}, context {base.max_model_len})\n"
+            f"  store     {self.settings.store.resolve()}\n"
+            f"  adapters  {base.adapters}\n"
+            f"  docs      {url}/docs\n"
+        )
+
+    def _drop_stock_routes(self) -> None:
+        # LitServe's own pages know nothing of keys and tenants; ours replace them.
+        kept = [route for route in self.app.router.routes if getattr(route, "path", None) in _OWN_PATHS]
+        self.app.router.routes[:] = kept
+
+    # ── main process ──────────────────────────────────────────────────────────────────────────────────────
+
+    def run(self, **kwargs: Any) -> None:
+        """Serve until SIGTERM or ^C, then drain.
+
+        Raises:
+            SystemExit: Always; 0 after a drain, 1 if the HTTP process or the queues died, 2 if it could not start.
+        """
+        settings = self.settings
+        configure_logging(settings.log_level)
+        self._catch_signals()
+        try:
+            check_port_free(settings)
+            super().run(
+                host=settings.listen_host,
+                port=settings.port,
+                num_api_servers=1,
+                log_level=settings.log_level,
+                generate_client_file=False,
+                api_server_worker_type="process",
+                **kwargs,
+            )
+        except KeyboardInterrupt:
+            pass  # told to stop while the base was still loading
+        except (EOFError, OSError) as error:
+            self._exit_code = VITAL_DIED
+            sys.stderr.write(f"tenora: the process that holds the queues died ({type(error).__name__})\n")
+        except StartError as error:
+            self._exit_code = START_FAILED
+            if str(error):
+                sys.stderr.write(f"tenora: {error}\n")
+        finally:
+            self._kill_survivors()
+        raise SystemExit(self._exit_code)
+
+    def _catch_signals(self) -> None:
+        main = os.getpid()
+
+        def stop(signum: int, _frame: FrameType | None) -> None:
+            if os.getpid() != main:
+                return  # the manager and the HTTP process inherit this; the latter drains by uvicorn's handler
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGINT, hurry)
+            raise KeyboardInterrupt  # LitServe's one graceful way out
+
+        def hurry(_signum: int, _frame: FrameType | None) -> None:
+            if os.getpid() == main:
+                self._kill_survivors()
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+
+    def _init_manager(self, num_api_servers: int) -> Any:
+        manager = super()._init_manager(num_api_servers)
+        self.lit_api.manager_pid = manager._process.pid
+        return manager
+
+    def verify_worker_status(self) -> None:
+        """Wait for the engine process; LitServe's own would wait for ever for one that was killed in setup."""
+        while not all(status == WorkerSetupStatus.READY for status in self.workers_setup_status.values()):
+            if not all(process.is_alive() for process in self.inference_workers):
+                codes = {process.exitcode for process in self.inference_workers}
+                killed = any(code is not None and code < 0 for code in codes)
+                raise StartError("the engine process was killed while it loaded the base" if killed else "")
+            time.sleep(0.02)
+
+    def _start_worker_monitoring(self, manager: Any, uvicorn_workers: Mapping[Any, Any]) -> None:
+        """Watch with a supervisor instead of LitServe's monitor, which knows no back-off and no HTTP process."""
+        self._http_processes = uvicorn_workers
+        self._supervisor = Supervisor(
+            engine=lambda: self.inference_workers[0],
+            vital=[*uvicorn_workers.values(), manager._process],
+            replace=self._replace_engine,
+            mourn=self._mourn_engine,
+            give_up=self._give_up,
+        )
+        self._supervisor.start()
+
+    def _replace_engine(self) -> None:
+        self.inference_workers[0] = self.launch_single_inference_worker(self.lit_api, 0)
+
+    def _mourn_engine(self) -> None:
+        reply = ([WorkerGone()], LitAPIStatus.OK, LoopResponseType.STREAMING, 0)
+        self._transport.send((PUMP, reply), consumer_id=HTTP_PROCESS)
+
+    def _give_up(self) -> None:
+        self._exit_code = VITAL_DIED
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _perform_graceful_shutdown(self, *args: Any, **kwargs: Any) -> None:
+        """Drain: the HTTP process first, so that what is in flight gets its answer, then the engine."""
+        if self._supervisor is not None:
+            self._supervisor.stop()
+        super()._perform_graceful_shutdown(*args, **kwargs)
+
+    def _kill_survivors(self) -> None:
+        for process in (*getattr(self, "inference_workers", ()), *self._http_processes.values()):
+            if process.is_alive():
+                process.kill()
+
+
+def check_port_free(settings: Settings) -> None:
+    """Say it in one sentence if the port is taken.
+
+    Raises:
+        StartError: Somebody else listens there.
+    """
+    family = socket.AF_INET6 if ":" in settings.listen_host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.listen_host, settings.port))
+        except OSError as error:
+            message = f"cannot listen on port {settings.port} ({error.strerror}): choose another --port"
+            raise StartError(message) from error
+
+
+def tenora_version() -> str:
+    """The version of the installed distribution."""
+    try:
+        return version("tenora")
+    except PackageNotFoundError:
+        return "0+source"
+
+
+def serve(settings: Settings) -> None:
+    """Run a server until it is told to stop."""
+    TenoraServer(settings).run()

@@ -1,0 +1,172 @@
+"""What the service is told from outside: one frozen object, read once, passed down.
+
+Every field is a variable `TENORA_<FIELD>` in the environment; the flags of `tenora serve` win over it. No other
+module reads the environment.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsError as UnreadableError
+
+from adapters.errors import AdapterNameError
+from adapters.names import check_part
+
+PREFIX = "TENORA_"
+EVERY_TENANT = "*"
+LOOPBACK = frozenset({"127.0.0.1", "localhost"})
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+PositiveInt = Annotated[int, Field(ge=1)]
+AnySettings = TypeVar("AnySettings", bound=BaseSettings)
+PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class StoreSettings(BaseSettings):
+    """What commands need that work on a store without a server."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+
+    base: str = Field("embedded", min_length=1, description="The base model: embedded, minilm, a folder, or a hub id.")
+    base_revision: str | None = Field(None, description="Revision of a base that comes from a hub.")
+    store: Path = Field(Path("store"), description="Folder of the adapter store; made if it is not there.")
+
+
+class Settings(StoreSettings):
+    """Settings of `tenora serve`."""
+
+    host: Literal["127.0.0.1", "localhost", "0.0.0.0", "::"] = Field(  # noqa: S104
+        "127.0.0.1", description="Address to listen on; 0.0.0.0 and :: can be reached from other machines."
+    )
+    port: int = Field(8000, ge=1024, le=65535, description="Port to listen on.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Numbers of the base; auto is bfloat16 where the device computes in it."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the base runs; auto is cuda if present.")
+    threads: PositiveInt | None = Field(None, description="Threads of the CPU kernels; PyTorch's choice if unset.")
+
+    max_running: PositiveInt = Field(32, description="Sequences that may hold KV cache at once.")
+    max_model_len: PositiveInt | None = Field(
+        None, description="Longest prompt plus answer in tokens; the base's own context if unset."
+    )
+    max_step_tokens: PositiveInt = Field(512, description="Tokens that one step may compute.")
+    adapter_slots: PositiveInt = Field(16, description="Adapters resident in device memory at once.")
+    max_lora_rank: PositiveInt = Field(64, description="Largest adapter rank that is served.")
+    kv_cache_bytes: PositiveInt = Field(4 << 30, description="Upper bound of the KV cache in bytes.")
+    host_cache_bytes: int = Field(1 << 30, ge=0, description="Upper bound of the cache of read adapters in bytes.")
+
+    api_keys: dict[str, str] = Field(
+        default_factory=dict,
+        repr=False,
+        description='Keys and their tenants as JSON: {"key": "tenant"}; the tenant "*" sees every tenant.',
+    )
+    allow_no_auth: bool = Field(False, description="Serve other machines although there are no API keys.")
+    adapter_folders: tuple[Path, ...] = Field(
+        (), description="Folders, as a JSON list, that /v1/load_lora_adapter may import adapters from."
+    )
+
+    max_queue: PositiveInt = Field(1024, description="Sequences that may be in flight; more are answered with 429.")
+    request_timeout: PositiveSeconds = Field(
+        120.0, description="Seconds until a request is answered with 504; a request may ask for less."
+    )
+    max_body_bytes: PositiveInt = Field(4 << 20, description="Largest request body; more is answered with 413.")
+    default_max_tokens: PositiveInt = Field(
+        256, description="Length of an answer to chat and instruct when the request does not say."
+    )
+    drain_timeout: PositiveInt = Field(30, description="Seconds that running requests get to finish on SIGTERM.")
+    log_level: LogLevel = Field("warning", description="What is logged; info adds a line per request.")
+
+    @field_validator("api_keys")
+    @classmethod
+    def _check_keys(cls, keys: dict[str, str]) -> dict[str, str]:
+        for key, tenant in keys.items():
+            if len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key:
+                raise ValueError("an API key has at least 8 printable ASCII characters and no space")
+            if tenant != EVERY_TENANT:
+                _check_tenant(tenant)
+        return keys
+
+    @model_validator(mode="after")
+    def _check_exposure(self) -> "Settings":
+        if self.host not in LOOPBACK and not self.api_keys and not self.allow_no_auth:
+            raise ValueError(
+                f"host {self.host} can be reached from other machines and there are no API keys: "
+                "set TENORA_API_KEYS, or pass --allow-no-auth"
+            )
+        return self
+
+    @property
+    def listen_host(self) -> str:
+        """The address as the HTTP server wants it."""
+        return "127.0.0.1" if self.host == "localhost" else self.host
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine finds the server."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.listen_host, self.listen_host)  # noqa: S104
+        return f"http://{host}:{self.port}"
+
+
+class ClientSettings(BaseSettings):
+    """Settings of the commands that talk to a running server."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+
+    url: str = Field("http://127.0.0.1:8000", description="Where the server is.")
+    api_key: SecretStr | None = Field(None, description="The key that the client shows.")
+
+
+class SettingsError(ValueError):
+    """The settings are not usable; the message is one line per problem."""
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Read the environment; flags that are not None win over it.
+
+    Raises:
+        SettingsError: A value is wrong or the server would be open to anyone.
+    """
+    return _load(Settings, flags)
+
+
+def load_store_settings(**flags: Any) -> StoreSettings:
+    """Read what a command needs that works on a store; as :func:`load_settings`."""
+    return _load(StoreSettings, flags)
+
+
+def load_client_settings(**flags: Any) -> ClientSettings:
+    """Read the settings of a client; as :func:`load_settings`."""
+    return _load(ClientSettings, flags)
+
+
+def unknown_variables() -> list[str]:
+    """Variables with our prefix that are no setting: most likely a slip of the pen."""
+    known = {f"{PREFIX}{name}".upper() for name in (*Settings.model_fields, *ClientSettings.model_fields)}
+    return sorted(name for name in os.environ if name.startswith(PREFIX) and name.upper() not in known)
+
+
+def _load(kind: type[AnySettings], flags: Mapping[str, Any]) -> AnySettings:
+    try:
+        return kind(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(problem) for problem in error.errors())) from error
+    except UnreadableError as error:
+        field = str(error).split('"')[1] if '"' in str(error) else "a setting"
+        raise SettingsError(f"{PREFIX}{field.upper()} is not valid JSON") from error
+
+
+def _check_tenant(tenant: str) -> None:
+    try:
+        check_part(tenant, "tenant")
+    except AdapterNameError as error:
+        raise ValueError(error.message) from error
+
+
+def _explain(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"][:1])
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message

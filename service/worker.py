@@ -1,0 +1,289 @@
+"""The life of the engine process: messages come in, steps are taken, events go out.
+
+    reader thread   takes messages from the queue ──► prepare pool, question pool, or the inbox
+    prepare pool    hands sequences over                                         ──► inbox
+    step thread     inbox ──► engine.submit / abort, engine.step()               ──► outbox
+    sender thread   outbox ──► one message, however many events have gathered
+
+The step thread waits for nothing but work: it neither reads a file nor talks to another process.
+"""
+
+import logging
+import os
+import queue
+import threading
+import time
+import uuid
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from collections.abc import Sequence as Many
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol
+
+from service.catalog import Catalog
+from service.engine.events import ClassifiedEvent, Event, FailedEvent, FinishedEvent
+from service.engine.sequence import Sequence
+from service.engine.stats import EngineStats
+from service.errors import ServiceError, describe, describe_failure
+from service.messages import (
+    Accepted,
+    Answered,
+    Cancel,
+    Classify,
+    DescribeBase,
+    Generate,
+    ListModels,
+    LoadAdapter,
+    Message,
+    Question,
+    Refused,
+    ShowModel,
+    UnloadAdapter,
+    WorkerEvent,
+    WorkerStarted,
+    WorkerStats,
+)
+from service.outbox import POISONED_EXIT, Outbox
+from service.prepare import Preparer
+
+HEARTBEAT_S = 1.0
+IDLE_WAIT_S = 0.25
+"""How long an idle step thread sleeps before it looks whether to stop."""
+QUESTION_THREADS = 2
+REMEMBERED = 4096
+"""Requests whose ids are remembered, so that a message that is sent twice is run once."""
+
+logger = logging.getLogger(__name__)
+
+
+class StepEngine(Protocol):
+    """What the step thread needs of an engine."""
+
+    def submit(self, sequence: Sequence) -> None:
+        """Queue a sequence."""
+
+    def abort(self, request_id: str) -> int:
+        """Drop the sequences of a request."""
+
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+
+    def step(self) -> list[Event]:
+        """Compute one batch."""
+
+    def stats(self) -> EngineStats:
+        """Counts as they are now."""
+
+    def weights_hash(self) -> str:
+        """Hash of the base's weights as they are in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Submit:
+    request_id: str
+    sequences: Many[Sequence]
+
+
+@dataclass(frozen=True, slots=True)
+class _Abort:
+    request_id: str
+
+
+class Worker:
+    """One engine process.
+
+    Args:
+        engine: What takes the steps.
+        catalog: Answers questions about models.
+        make_preparer: Builds the preparer around our ``emit`` and ``hand_over``.
+        receive: Waits for the next ``(request id, message)`` for a while; raises ``queue.Empty`` if none came.
+        send: Delivers one batch of events to the HTTP process.
+        cache_bytes: Size of the host cache now.
+    """
+
+    def __init__(
+        self,
+        engine: StepEngine,
+        catalog: Catalog,
+        *,
+        make_preparer: Callable[[Callable[..., None], Callable[[str, Many[Sequence]], None]], Preparer],
+        receive: Callable[[], tuple[str, Message]],
+        send: Callable[[list[WorkerEvent]], None],
+        cache_bytes: Callable[[], int],
+    ) -> None:
+        self._engine = engine
+        self._catalog = catalog
+        self._receive = receive
+        self._cache_bytes = cache_bytes
+        self._outbox = Outbox(send)
+        self._preparer = make_preparer(self._outbox.put, self._hand_over)
+        self._questions = ThreadPoolExecutor(QUESTION_THREADS, thread_name_prefix="question")
+        self._inbox: deque[_Submit | _Abort] = deque()
+        self._wake = threading.Event()
+        self._running: dict[str, set[int]] = {}
+        """Indices that the engine still owes, by request."""
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._next_beat = 0.0
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Finish what is in flight, then leave :meth:`run`. Only sets a flag, so a signal handler may call it."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Take steps until told to stop. A step that raises ends the process: its state cannot be trusted."""
+        self._outbox.put(WorkerStarted(uuid.uuid4().hex, self._catalog.describe_base()), self._stats())
+        self._outbox.start()
+        threading.Thread(target=self._read, name="reader", daemon=True).start()
+        while not self._finished():
+            self._take_commands()
+            try:
+                self._step()
+            except Exception:
+                self._give_up()
+        self._outbox.put(self._stats())
+        self._outbox.flush()
+
+    # ── step thread ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _step(self) -> None:
+        if self._engine.has_work():
+            events = self._engine.step()
+            for event in events:
+                self._settle(event)
+            self._outbox.put(*events)
+            if not self._engine.has_work():
+                self._beat()
+        elif not self._inbox:
+            self._wake.wait(IDLE_WAIT_S)
+        if time.monotonic() >= self._next_beat:
+            self._beat()
+
+    def _take_commands(self) -> None:
+        self._wake.clear()
+        while self._inbox:
+            match self._inbox.popleft():
+                case _Submit(request_id, sequences):
+                    self._submit(request_id, sequences)
+                case _Abort(request_id):
+                    self._engine.abort(request_id)
+                    self._running.pop(request_id, None)
+
+    def _submit(self, request_id: str, sequences: Many[Sequence]) -> None:
+        self._running[request_id] = {sequence.index for sequence in sequences}
+        try:
+            for sequence in sequences:
+                self._engine.submit(sequence)
+        except Exception as error:
+            logger.exception("the engine refused a request")
+            self._engine.abort(request_id)
+            self._running.pop(request_id, None)
+            self._outbox.put(Refused(request_id, describe(error)))
+
+    def _settle(self, event: Event) -> None:
+        """Forget what the engine has finished; a sequence that failed takes its request with it."""
+        if isinstance(event, FailedEvent):
+            if self._running.pop(event.request_id, None):
+                self._engine.abort(event.request_id)
+        elif isinstance(event, FinishedEvent | ClassifiedEvent):
+            owed = self._running.get(event.request_id)
+            if owed is not None:
+                owed.discard(event.index)
+                if not owed:
+                    del self._running[event.request_id]
+
+    def _beat(self) -> None:
+        self._next_beat = time.monotonic() + HEARTBEAT_S
+        self._outbox.put(self._stats())
+
+    def _stats(self) -> WorkerStats:
+        return WorkerStats(
+            engine=self._engine.stats(),
+            preparing=len(self._preparer),
+            store_reads=self._preparer.store_reads,
+            host_cache_bytes=self._cache_bytes(),
+        )
+
+    def _finished(self) -> bool:
+        idle = not self._engine.has_work() and not self._inbox and not len(self._preparer)
+        return self._stopping and idle
+
+    def _give_up(self) -> NoReturn:
+        """Fail everything in flight and die; the supervisor starts a fresh process."""
+        logger.exception("a step failed; the engine process ends and a fresh one takes over")
+        message = "The engine met an error in the step that this request was part of."
+        for request_id in list(self._running):
+            self._outbox.put(Refused(request_id, describe_failure("engine_failure", message)))
+        try:
+            self._outbox.flush()
+        finally:
+            os._exit(POISONED_EXIT)
+
+    # ── reader thread ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _read(self) -> None:
+        while True:
+            try:
+                request_id, message = self._receive()
+            except queue.Empty:
+                continue
+            except (EOFError, OSError):  # the queue's owner is gone: so is the server
+                os._exit(0)
+            except Exception:
+                logger.exception("a message could not be read")
+                continue
+            try:
+                self._dispatch(request_id, message)
+            except Exception as error:
+                logger.exception("a message could not be handled")
+                self._outbox.put(Refused(request_id, describe(error)))
+
+    def _dispatch(self, request_id: str, message: Message) -> None:
+        if isinstance(message, Cancel):
+            if not self._preparer.cancel(request_id):
+                self._command(_Abort(request_id))
+            return
+        if request_id in self._seen:
+            return
+        self._remember(request_id)
+        self._outbox.put(Accepted(request_id))
+        if isinstance(message, Generate | Classify):
+            self._preparer.start(request_id, message)
+        else:
+            self._questions.submit(self._answer, request_id, message)
+
+    def _remember(self, request_id: str) -> None:
+        self._seen[request_id] = None
+        if len(self._seen) > REMEMBERED:
+            self._seen.popitem(last=False)
+
+    def _hand_over(self, request_id: str, sequences: Many[Sequence]) -> None:
+        self._command(_Submit(request_id, sequences))
+
+    def _command(self, command: _Submit | _Abort) -> None:
+        self._inbox.append(command)
+        self._wake.set()
+
+    # ── question pool ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _answer(self, request_id: str, question: Question) -> None:
+        try:
+            self._outbox.put(Answered(request_id, self._ask(question)))
+        except Exception as error:
+            if not isinstance(error, ServiceError) and describe(error).status >= 500:
+                logger.exception("a question could not be answered")
+            self._outbox.put(Refused(request_id, describe(error)))
+
+    def _ask(self, question: Question) -> Any:
+        match question:
+            case ListModels(tenant):
+                return self._catalog.models(tenant)
+            case ShowModel(tenant, model):
+                return self._catalog.model(model, tenant)
+            case LoadAdapter(tenant, name, path, in_place):
+                return self._catalog.load(name, path, tenant, in_place=in_place)
+            case UnloadAdapter(tenant, name):
+                return self._catalog.unload(name, tenant)
+            case DescribeBase():
+                return self._catalog.describe_base(), self._engine.weights_hash()

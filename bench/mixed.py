@@ -13,6 +13,7 @@ import platform
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,6 +128,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="rounds after one to warm up")
     parser.add_argument("--json", type=Path, help="write machine, figures and ratios there too")
     args = parser.parse_args()
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # PEFT's affair, not the reader's
     base = resolve_base(args.base)
     with tempfile.TemporaryDirectory() as folder, quiet_transformers():
         folders = write_adapters(base, args.adapters, args.rank, Path(folder))

@@ -31,15 +31,11 @@ from service.client import AsyncTenoraClient, TenoraClient, TenoraError
 
 ROOT = Path(__file__).resolve().parents[1]
 INSTRUCT, SENTIMENT = "demo/instruct", "demo/sentiment"
-SWAP_SECONDS = 6.0
+SWAP_SECONDS = 2.0
 START_SECONDS = 60.0
 
-INSTRUCTIONS = [
-    ("Convert the active sentence to passive.", "The chef cooks the meal."),
-    ("Convert the active sentence to passive.", "The children built a castle."),
-    ("Give the opposite of the word.", "cold"),
-    ("Correct the spelling in this sentence.", "She recieved a lettr from her freind."),
-]
+HELD_OUT = [json.loads(line) for line in (ROOT / "examples" / "instructions_heldout.jsonl").read_text().splitlines()]
+INSTRUCTIONS = [(row["instruction"], row["input"]) for row in HELD_OUT if row["input"]][:4]
 REVIEWS = [
     "It was good.",
     "Not a fan, don't recommend.",
@@ -236,18 +232,22 @@ async def burst(url: str, base_id: str, summary: Summary) -> None:
 
 
 async def swap(url: str, folder: Path, store: Path, summary: Summary) -> None:
-    """Publish a new version of the sentiment adapter while requests for it keep coming."""
+    """Publish a new version of the sentiment adapter while requests for it keep coming, then go back."""
     answered: Counter[str] = Counter()
     stop = asyncio.Event()
+    with TenoraClient(url) as models:
+        before = next(model.root for model in models.models() if model.id == SENTIMENT)
     async with AsyncTenoraClient(url) as client:
-        clients = [asyncio.create_task(_keep_asking(client, i, answered, stop, summary)) for i in range(6)]
-        await asyncio.sleep(SWAP_SECONDS / 3)
+        asking = [asyncio.create_task(_keep_asking(client, i, answered, stop, summary)) for i in range(6)]
+        await asyncio.sleep(SWAP_SECONDS)
         await asyncio.to_thread(tenora, "adapters", "publish", folder, SENTIMENT, "--store", store)
-        await asyncio.sleep(SWAP_SECONDS * 2 / 3)
+        await asyncio.sleep(SWAP_SECONDS)
+        await asyncio.to_thread(tenora, "adapters", "alias", before, "latest", "--store", store)
+        await asyncio.sleep(SWAP_SECONDS)
         stop.set()
-        await asyncio.gather(*clients)
+        await asyncio.gather(*asking)
     summary.values["swap"] = {"answered_by": dict(answered)}
-    for version, count in answered.items():
+    for version, count in sorted(answered.items()):
         console.print(f"{count:5d} answers by {version}")
     if sum(name.startswith(f"{SENTIMENT}@") for name in answered) != 2:
         raise DemoError("both versions of the sentiment adapter should have answered")
@@ -298,7 +298,7 @@ def run(folder: Path, summary: Summary) -> None:
                 f"largest number of distinct adapters that shared one step: {summary.values['max_adapters_in_step']}, "
                 f"of task kinds: {summary.values['max_kinds_in_step']}"
             )
-        with summary.stage("swap", "6  swap the sentiment adapter under load"):
+        with summary.stage("swap", "6  swap the sentiment adapter under load, and back"):
             asyncio.run(swap(url, folder / "sentiment-next" / "adapter", store, summary))
         with TenoraClient(url) as client:
             summary.values["base_hash_after"] = client.base().weights_sha256
@@ -320,7 +320,7 @@ def next_steps(store: Path) -> None:
     console.print(
         f"\n[bold]Next[/]\n"
         f"  .venv/bin/tenora serve --store {store}\n"
-        f"  .venv/bin/tenora ask {INSTRUCT} 'Rewrite in the passive: The cat chased the mouse.'\n"
+        f"  .venv/bin/tenora ask {INSTRUCT} 'Rewrite in the passive voice: The cat chased the mouse.'\n"
         f"  .venv/bin/tenora classify {SENTIMENT} 'Better than I had hoped.'\n"
         f"  .venv/bin/tenora train classify --data your_rows.csv --store {store} --publish you/yours\n"
     )

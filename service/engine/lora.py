@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from adapters.weights import LoraPair
 from torch import Tensor, nn
 
+from adapters.weights import LoraPair
 from service.engine.memory import zeroed
 
 NARROW = 8

@@ -1,5 +1,6 @@
 """Chooses the next token of each sampled row."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence as Rows
 
@@ -8,6 +9,11 @@ from torch import Tensor
 
 from service.engine.sampling import SamplingParams
 from service.engine.sequence import Sequence
+
+MIN_TEMPERATURE = 1e-4
+"""Below it sampling is greedy in float32 anyway."""
+LARGEST = 1e30
+"""Penalised logits stay within this, so that nothing after them overflows."""
 
 
 class Sampler:
@@ -44,7 +50,9 @@ class Sampler:
             logits = _penalise(logits, sequence)
         if params.greedy:
             return int(logits.argmax())
-        kept = restrict(logits / params.temperature, params)
+        # From the likeliest down, so that no temperature, however small, overflows.
+        scaled = (logits - logits.max()) / max(params.temperature, MIN_TEMPERATURE)
+        kept = restrict(scaled, params)
         return int(torch.multinomial(kept.softmax(-1), 1, generator=self._stream(sequence)))
 
     def _stream(self, sequence: Sequence) -> torch.Generator:
@@ -53,8 +61,7 @@ class Sampler:
             if sequence.params.seed is None:
                 generator.seed()
             else:
-                # Further choices of one request must differ from its first and repeat as it does.
-                generator.manual_seed((sequence.params.seed + sequence.index * 0x9E3779B97F4A7C15) % 2**63)
+                generator.manual_seed(sequence.params.seed % 2**63)
             self._streams[sequence.key] = generator
         return self._streams[sequence.key]
 
@@ -65,7 +72,8 @@ def _penalise(logits: Tensor, sequence: Sequence) -> Tensor:
     if params.repetition_penalty != 1.0:
         seen = torch.tensor(sorted(set(sequence.tokens)), device=logits.device)
         scores = logits[seen]
-        logits[seen] = torch.where(scores > 0, scores / params.repetition_penalty, scores * params.repetition_penalty)
+        penalty = params.repetition_penalty
+        logits[seen] = torch.where(scores > 0, scores / penalty, scores * penalty).clamp(-LARGEST, LARGEST)
     if sequence.completion and (params.presence_penalty or params.frequency_penalty):
         counted = Counter(sequence.completion)
         used = torch.tensor(list(counted), device=logits.device)
@@ -83,12 +91,13 @@ def restrict(logits: Tensor, params: SamplingParams) -> Tensor:
     Ties at the border of top-k are all kept; the likeliest token always is.
     """
     if params.min_p > 0.0:
-        logits = logits.masked_fill(logits < logits.max() + torch.tensor(params.min_p).log(), -torch.inf)
+        logits = logits.masked_fill(logits < logits.max() + math.log(params.min_p), -torch.inf)
     if 0 < params.top_k < len(logits):
         logits = logits.masked_fill(logits < logits.topk(params.top_k).values[-1], -torch.inf)
     if params.top_p < 1.0:
         ranked, order = logits.sort(descending=True)
         probabilities = ranked.softmax(-1)
-        before = probabilities.cumsum(-1) - probabilities
-        logits = logits.index_fill(0, order[before >= params.top_p], -torch.inf)
+        beyond = probabilities.cumsum(-1) - probabilities >= params.top_p
+        beyond[0] = False  # a top-p too small for float32 would drop even this one
+        logits = logits.index_fill(0, order[beyond], -torch.inf)
     return logits

@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence as Tokens
 
 from adapters.adapter import Adapter
-
 from service.engine.events import Tier
 from service.engine.sampling import SamplingParams
 

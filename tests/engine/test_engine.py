@@ -127,7 +127,8 @@ def test_further_choices_of_a_request_are_sequences_of_their_own(llama: Zoo) -> 
     engine = llama.engine()
     ids = llama.ids("the fox")
     for index in range(3):
-        engine.submit(Sequence("r", ids, index=index, sampling=SamplingParams(max_tokens=6, seed=7, ignore_eos=True)))
+        params = SamplingParams(max_tokens=6, seed=7 + index, ignore_eos=True)
+        engine.submit(Sequence("r", ids, index=index, sampling=params))
     texts: dict[int, list[int]] = {0: [], 1: [], 2: []}
     while engine.has_work():
         for event in engine.step():

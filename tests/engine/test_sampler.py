@@ -121,3 +121,33 @@ def test_logprobs_are_the_models_own(llama: Zoo) -> None:
     )["r"]
     want = llama.oracle(None).generate(ids, 1).logprobs
     torch.testing.assert_close(outcome.logprobs, want, atol=1e-4, rtol=0)
+
+
+TINY = [5e-324, 1e-300, 1e-45, 1e-38, 1e-9]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *({"temperature": value} for value in [*TINY, 1e9, 1e300]),
+        *({"top_p": value} for value in TINY),
+        *({"min_p": value} for value in TINY),
+        *({"repetition_penalty": value} for value in [*TINY, 1e9, 1e300]),
+        {"presence_penalty": 1e30, "frequency_penalty": -1e30},
+        {"temperature": 1e-38, "top_p": 1e-300, "repetition_penalty": 1e-39, "min_p": 1.0, "top_k": 1},
+    ],
+    ids=str,
+)
+def test_no_parameter_makes_sampling_fail(llama: Zoo, asked: dict[str, float]) -> None:
+    """One request's odd numbers must never cost the step that others are in."""
+    engine = llama.engine()
+    odd = generation("odd", llama.ids("the quick"), **({"temperature": 1.0, "seed": 1} | asked))
+    outcomes = drain(engine, odd, generation("other", llama.ids("the quick")))
+    assert outcomes["odd"].finished is not None
+    assert outcomes["other"].tokens == llama.oracle(None).generate(llama.ids("the quick"), 8).tokens
+
+
+def test_a_tiny_temperature_is_greedy(llama: Zoo) -> None:
+    ids = llama.ids("the quick")
+    tokens = drain(llama.engine(), generation("r", ids, temperature=1e-38))["r"].tokens
+    assert tokens == llama.oracle(None).generate(ids, 8).tokens

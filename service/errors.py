@@ -9,7 +9,9 @@ ServiceError
 ├── AuthenticationError            401  no key, or not one of ours
 ├── PermissionDeniedError          403  the key is fine, the tenant is not
 ├── ModelNotFoundError             404  an unknown model, or another tenant's
+├── BodyTimeoutError               408  the body did not arrive in time
 ├── BodyTooLargeError              413  more bytes than the limit
+├── EncodedBodyError               415  a compressed body
 ├── QueueFullError                 429  the queue is full; Retry-After says when to come back
 ├── ClientGoneError                499  the client closed the connection; nobody reads this one
 ├── ServerError                    500  our own fault
@@ -20,7 +22,7 @@ The errors of `adapters` keep their own classes; the table below gives each its 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from adapters.errors import (
@@ -36,6 +38,8 @@ from adapters.errors import (
 )
 
 _SHOWN = 500
+UNION_TAGS = ("<text>", "<list>", "<ids>", "<id lists>")
+"""What pydantic puts into the path of a field that may be one of several things; no client's word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +134,18 @@ class ModelNotFoundError(ServiceError):
         super().__init__(f"The model `{shorten(model)}` does not exist or this key has no access to it.", param=param)
 
 
+class BodyTimeoutError(ServiceError):
+    """The body took longer to arrive than it may."""
+
+    status, type, code = 408, "invalid_request_error", "body_timeout"
+
+
+class EncodedBodyError(ServiceError):
+    """The body is compressed, which is not undone here: a few bytes could become gigabytes."""
+
+    status, type, code = 415, "invalid_request_error", "unsupported_encoding"
+
+
 class BodyTooLargeError(ServiceError):
     """The body has more bytes than the limit."""
 
@@ -218,6 +234,20 @@ def describe_http(status: int, message: str) -> ErrorDetail:
     return ErrorDetail(status, message, kind, _HTTP_CODES.get(status, "http_error"))
 
 
+def describe_unreadable(cause: BaseException | None) -> ErrorDetail:
+    """Why the web framework could not read a body."""
+    match cause:
+        case UnicodeDecodeError():
+            reason = "is not UTF-8"
+        case RecursionError():
+            reason = "is nested too deep"
+        case ValueError():
+            reason = "holds a number with too many digits"
+        case _:
+            reason = "could not be read"
+    return ErrorDetail(400, f"The body {reason}.", "invalid_request_error", "invalid_json")
+
+
 def describe_validation(problems: Sequence[Mapping[str, Any]]) -> ErrorDetail:
     """Name every wrong field of a body, the first one as ``param``."""
     if not problems:
@@ -230,7 +260,8 @@ def describe_validation(problems: Sequence[Mapping[str, Any]]) -> ErrorDetail:
     code = "unknown_field" if unknown else "missing_field" if first["type"] == "missing" else "invalid_value"
     context = first.get("ctx", {}).get("error")
     if isinstance(context, UnsupportedParameterError):
-        return context.detail()
+        where = _location([*first["loc"], context.param or ""])
+        return replace(context.detail(), message=context.message.replace(f"'{context.param}'", f"'{where}'"), param=where)
     message = "; ".join(dict.fromkeys(_problem(problem) for problem in problems[:5]))
     return ErrorDetail(400, message, "invalid_request_error", code, _location(first["loc"]) or None)
 
@@ -269,6 +300,8 @@ def _location(parts: Sequence[str | int]) -> str:
     """``("body", "messages", 0, "content")`` as ``messages[0].content``; names of union members are left out."""
     text = ""
     for part in parts[1:] if parts and parts[0] in ("body", "query", "path") else parts:
+        if part in UNION_TAGS:
+            continue
         if isinstance(part, int):
             text += f"[{part}]"
         elif part.isidentifier() or not text:

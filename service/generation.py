@@ -17,7 +17,7 @@ from service.errors import ReportedError
 from service.exchange import EventStream, Exchange, deadline_of
 from service.formats import AnswerFormat, Choice
 from service.messages import Generate, Prompt
-from service.schemas import Sampling
+from service.schemas import GREEDY_BELOW, Sampling
 from service.state import state_of
 
 DONE = b"data: [DONE]\n\n"
@@ -157,12 +157,13 @@ class Answer:
 
 
 def _event(body: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    # ASCII, because some clients end a line at U+2028 or U+0085, which JSON leaves as they are.
+    return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
 
 
 def _sampling(body: Sampling, logprobs: int | None) -> SamplingParams:
     given = {
-        "temperature": body.temperature,
+        "temperature": 0.0 if body.temperature is not None and body.temperature < GREEDY_BELOW else body.temperature,
         "top_k": None if body.top_k is None else max(0, body.top_k),
         "top_p": body.top_p,
         "min_p": body.min_p,

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -10,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from service.errors import ErrorDetail, ServiceError, describe, describe_http, describe_validation
+from service.errors import ErrorDetail, ServiceError, describe, describe_http, describe_unreadable, describe_validation
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +19,8 @@ logger = logging.getLogger(__name__)
 class ErrorResponse(JSONResponse):
     """An error body. It is pure ASCII, as messages may quote what a client sent, half characters included."""
 
-    def __init__(self, error: ErrorDetail) -> None:
-        super().__init__(error.body(), error.status, error.headers())
+    def __init__(self, error: ErrorDetail, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(error.body(), error.status, {**(headers or {}), **error.headers()})
 
     def render(self, content: Any) -> bytes:
         """The body as ASCII."""
@@ -39,7 +40,9 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        return ErrorResponse(describe_http(error.status_code, error.detail))
+        if error.status_code == 400:
+            return ErrorResponse(describe_unreadable(error.__cause__))
+        return ErrorResponse(describe_http(error.status_code, error.detail), error.headers)
 
     @app.exception_handler(Exception)
     async def other_error(request: Request, error: Exception) -> JSONResponse:

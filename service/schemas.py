@@ -4,12 +4,12 @@ The fields of OpenAI's interface that this service does not have are listed in `
 hold the value that means "off", which some clients send, and are refused by name otherwise; none is dropped silently.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from service.errors import UnsupportedParameterError
+from service.errors import UNION_TAGS, UnsupportedParameterError
 
 
 def _is_unicode(text: str) -> str:
@@ -20,16 +20,41 @@ def _is_unicode(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_is_unicode)]
-Name = Annotated[Text, Field(min_length=1, max_length=512)]
-Texts = Annotated[list[Text], Field(min_length=1)]
-StopText = Annotated[Text, Field(min_length=1, max_length=256)]
-Timeout = Annotated[
-    float | None, Field(gt=0, description="Seconds until the request is given up; at most the server's own limit.")
-]
-TokenIds = Annotated[list[int], Field(min_length=1)]
-
 MAX_STOPS, MAX_CHOICES, MAX_ALTERNATIVES = 16, 128, 20
+MAX_MESSAGES, MAX_PARTS, MAX_TEXTS, MAX_TOKEN_IDS = 4096, 1024, 1 << 16, 1 << 20
+MAX_UNKNOWN = 5
+"""Unknown fields of one object that are looked at; a body may hold hundreds of thousands."""
+GREEDY_BELOW = 1e-3
+"""A temperature below this is 0: the likeliest token would be chosen anyway."""
+
+# Lengths are checked before the characters, so that a message speaks of characters.
+Text = Annotated[str, AfterValidator(_is_unicode)]
+FilledText = Annotated[str, Field(min_length=1), AfterValidator(_is_unicode)]
+Name = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(_is_unicode)]
+StopText = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_is_unicode)]
+# A list ends at its first wrong item: to describe each of a million would take seconds and gigabytes.
+Texts = Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=MAX_TEXTS)]
+TokenIds = Annotated[list[int], Field(fail_fast=True, min_length=1, max_length=MAX_TOKEN_IDS)]
+TokenIdLists = Annotated[list[TokenIds], Field(fail_fast=True, min_length=1, max_length=MAX_TEXTS)]
+Stops = Annotated[list[StopText], Field(fail_fast=True, max_length=MAX_STOPS)]
+
+TEXT, LIST, IDS, ID_LISTS = UNION_TAGS
+
+
+def _text_or_list(value: Any) -> str | None:
+    """Which member of a union a value is meant for, so that it is checked against that one alone."""
+    return TEXT if isinstance(value, str) else LIST if isinstance(value, list) else None
+
+
+def _prompt_kind(value: Any) -> str | None:
+    if not isinstance(value, list):
+        return _text_or_list(value)
+    first = value[0] if value else 0
+    return ID_LISTS if isinstance(first, list) else LIST if isinstance(first, str) else IDS
+
+
+def _told_apart(kind_of: Callable[[Any], str | None], wanted: str) -> Discriminator:
+    return Discriminator(kind_of, custom_error_type="wrong_kind", custom_error_message=f"Input should be {wanted}")
 
 # Of each field the values that ask for nothing; None always does.
 UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
@@ -88,7 +113,14 @@ class WireModel(BaseModel):
             value = data.get(field)
             if value is not None and not any(type(value) is type(off) and value == off for off in harmless):
                 raise UnsupportedFieldError(field)
-        return {key: value for key, value in data.items() if key not in cls.unsupported}
+        return cls._bounded({key: value for key, value in data.items() if key not in cls.unsupported})
+
+    @classmethod
+    def _bounded(cls, data: dict[Any, Any]) -> dict[Any, Any]:
+        unknown = [key for key in data if key not in cls.model_fields]
+        for key in unknown[MAX_UNKNOWN:]:
+            del data[key]
+        return data
 
 
 class UnsupportedFieldError(UnsupportedParameterError, ValueError):
@@ -111,23 +143,27 @@ class Sampling(WireModel):
 
     model: Name = Field(description="Adapter (tenant/name, with @digest or :alias) or the base's id.")
     max_tokens: int | None = Field(None, ge=1, le=1 << 31, description="Longest answer in tokens.")
-    temperature: float | None = Field(None, ge=0, le=2, description="0 always takes the likeliest token.")
-    top_p: float | None = Field(None, gt=0, le=1, description="Keep the likeliest tokens up to this probability.")
+    temperature: float | None = Field(None, ge=0, le=2, description="0, and all below 0.001, take the likeliest token.")
+    top_p: float | None = Field(None, ge=1e-6, le=1, description="Keep the likeliest tokens up to this probability.")
     top_k: int | None = Field(
         None, ge=-1, le=1 << 31, description="Keep this many likeliest tokens; 0 and -1 keep all."
     )
     min_p: float | None = Field(
         None, ge=0, le=1, description="Drop tokens less likely than this share of the likeliest."
     )
-    repetition_penalty: float | None = Field(None, gt=0, le=10, description="Over 1 makes repetitions less likely.")
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10, description="Over 1 makes repetitions less likely.")
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="Lowers tokens that stand in the answer.")
     frequency_penalty: float | None = Field(
         None, ge=-2, le=2, description="Lowers tokens by how often they stand there."
     )
     n: int | None = Field(None, ge=1, le=MAX_CHOICES, description="Answers per prompt.")
-    stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = Field(
-        None, description="Text, or texts, that end the answer and are no part of it."
-    )
+    stop: (
+        Annotated[
+            Annotated[StopText, Tag(TEXT)] | Annotated[Stops, Tag(LIST)],
+            _told_apart(_text_or_list, "a text or a list of texts"),
+        ]
+        | None
+    ) = Field(None, description="Text, or texts, that end the answer and are no part of it.")
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63, description="Same seed, same answer.")
     ignore_eos: bool | None = Field(None, description="Write on past the end-of-text token.")
     stream: bool | None = Field(None, description="Send the answer as it is written, as server-sent events.")
@@ -163,7 +199,11 @@ class ChatMessage(WireModel):
     unsupported = _MESSAGE_UNSUPPORTED
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    content: Annotated[
+        Annotated[Text, Tag(TEXT)]
+        | Annotated[list[TextPart], Field(fail_fast=True, min_length=1, max_length=MAX_PARTS), Tag(LIST)],
+        _told_apart(_text_or_list, "a text or a list of text parts"),
+    ]
 
     @property
     def turn(self) -> tuple[str, str]:
@@ -175,7 +215,9 @@ class ChatMessage(WireModel):
 class ChatRequest(Sampling):
     """POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1, description="The conversation so far.")
+    messages: list[ChatMessage] = Field(
+        min_length=1, max_length=MAX_MESSAGES, fail_fast=True, description="The conversation so far."
+    )
     max_completion_tokens: int | None = Field(None, ge=1, le=1 << 31, description="OpenAI's newer name of max_tokens.")
     logprobs: bool | None = Field(None, description="Report log-probabilities of the answer's tokens.")
     top_logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES, description="Report so many alternatives too.")
@@ -193,16 +235,20 @@ class ChatRequest(Sampling):
 class CompletionRequest(Sampling):
     """POST /v1/completions."""
 
-    prompt: (
-        Text | TokenIds | Annotated[list[Text], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
-    )
+    prompt: Annotated[
+        Annotated[Text, Tag(TEXT)]
+        | Annotated[Texts, Tag(LIST)]
+        | Annotated[TokenIds, Tag(IDS)]
+        | Annotated[TokenIdLists, Tag(ID_LISTS)],
+        _told_apart(_prompt_kind, "a text, a list of token ids, or a list of either"),
+    ]
     logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES, description="Report so many alternatives per token.")
 
 
 class InstructRequest(Sampling):
     """POST /v1/instruct: an instruction in Alpaca's form, rendered by the adapter's own template."""
 
-    instruction: Annotated[Text, Field(min_length=1)] = Field(description="What to do.")
+    instruction: FilledText = Field(description="What to do.")
     input: Text = Field("", description="What to do it with.")
     logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES, description="Report so many alternatives per token.")
 
@@ -211,7 +257,10 @@ class ClassifyRequest(WireModel):
     """POST /v1/classify and /classify."""
 
     model: Name = Field(description="Adapter that classifies (tenant/name, with @digest or :alias).")
-    input: Text | Texts = Field(description="Text or texts to classify.")
+    input: Annotated[
+        Annotated[Text, Tag(TEXT)] | Annotated[Texts, Tag(LIST)],
+        _told_apart(_text_or_list, "a text or a list of texts"),
+    ] = Field(description="Text or texts to classify.")
     timeout: float | None = Field(
         None, gt=0, description="Seconds until the request is given up; the server's own if longer."
     )
@@ -227,7 +276,7 @@ class LoadAdapterRequest(WireModel):
     """POST /v1/load_lora_adapter, as vLLM has it."""
 
     lora_name: Name = Field(description="Name to serve it under: tenant/name.")
-    lora_path: Annotated[Text, Field(min_length=1, max_length=4096)] = Field(
+    lora_path: Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_is_unicode)] = Field(
         description="A reference into the store, or a folder inside TENORA_ADAPTER_FOLDERS."
     )
     load_inplace: bool = Field(False, description="Replace what is served under the name.")

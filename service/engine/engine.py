@@ -20,14 +20,18 @@ from service.engine.config import EngineConfig, resolve_device, resolve_dtype
 from service.engine.detokenizer import Detokenizer
 from service.engine.events import ClassifiedEvent, Event, FailedEvent, FinishedEvent, FinishReason, TokenEvent
 from service.engine.kv_cache import KVCache
-from service.engine.loader import LoadedBase, load_base
+from service.engine.loader import CacheShape, LoadedBase, load_base
 from service.engine.logprobs import Logprobs
 from service.engine.runner import Output, Runner
 from service.engine.sampler import Sampler
 from service.engine.scheduler import Plan, Scheduler
+from service.engine.self_check import check_base
 from service.engine.sequence import Sequence
 from service.engine.slots import SlotTable
 from service.engine.stats import EngineStats
+
+ROWS_AT_LEAST = 8
+"""Sequences that should fit the KV cache before the base's whole context does."""
 
 
 class Engine:
@@ -43,7 +47,7 @@ class Engine:
         dtype = resolve_dtype(config.dtype, device)
         self.config = config
         self.base: LoadedBase = load_base(source, dtype, device)
-        self.max_model_len = min(config.max_model_len or self.base.max_length, self.base.max_length)
+        self.max_model_len = _context_length(self.base, config, dtype)
         self._clock = clock
         self._eos = _eos_ids(self.base)
         self._cache = _make_cache(self.base, config, self.max_model_len, dtype, device)
@@ -63,6 +67,7 @@ class Engine:
         self._runner = Runner(
             self.base, slots=config.adapter_slots, max_rank=config.max_lora_rank, dtype=dtype, device=device
         )
+        check_base(self.base, self._runner, self._builder, self._cache)
         self._sampler = Sampler(device)
         self._logprobs = Logprobs(self.base.tokenizer)
         self._texts: dict[tuple[str, int], Detokenizer] = {}
@@ -147,7 +152,7 @@ class Engine:
             sequence.first_token_at = self._clock()
         sequence.tokens.append(token)
         self._stats.generated_tokens += 1
-        detokenizer = self._texts.setdefault(sequence.key, Detokenizer(self.base.tokenizer, sequence.params.stop))
+        detokenizer = self._detokenizer(sequence)
         ended = self._ends(sequence, token)
         piece = detokenizer.append(token)
         reason = self._finish_reason(sequence, ended or piece.stopped)
@@ -162,6 +167,11 @@ class Engine:
             events.append(self._finished(sequence, reason))
             self._finish(sequence)
         return events
+
+    def _detokenizer(self, sequence: Sequence) -> Detokenizer:
+        if sequence.key not in self._texts:
+            self._texts[sequence.key] = Detokenizer(self.base.tokenizer, sequence.params.stop)
+        return self._texts[sequence.key]
 
     def _ends(self, sequence: Sequence, token: int) -> bool:
         """Whether a token ends the answer: an end token of the base, or the one that the adapter learned."""
@@ -210,7 +220,6 @@ class Engine:
         return events
 
     def _fail_non_finite(self, sequence: Sequence) -> FailedEvent:
-        # What is not finite in a cache row would poison whoever gets the row next, even behind a mask.
         self._finish(sequence, scrub=True)
         name = sequence.adapter.ref if sequence.adapter is not None else self.base.source.id
         return FailedEvent(
@@ -276,16 +285,25 @@ def _eos_ids(base: LoadedBase) -> frozenset[int]:
     return frozenset(ids)
 
 
+def _context_length(base: LoadedBase, config: EngineConfig, dtype: torch.dtype) -> int:
+    """The longest sequence: what was asked for, or as much of the base's context as leaves room for several."""
+    if config.max_model_len is not None:
+        if config.max_model_len > base.max_length:
+            raise ValueError(f"max_model_len {config.max_model_len} is beyond the base's context of {base.max_length}")
+        return config.max_model_len
+    if not base.generates:
+        return base.max_length
+    rows = min(config.max_running, ROWS_AT_LEAST)
+    return max(1, min(base.max_length, config.kv_cache_bytes // (rows * CacheShape.of(base).token_bytes(dtype))))
+
+
 def _make_cache(
     base: LoadedBase, config: EngineConfig, length: int, dtype: torch.dtype, device: torch.device
 ) -> KVCache | None:
     if not base.generates:
         return None
-    shape = base.model.config
-    kv_heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    layers = shape.num_hidden_layers
-    row_bytes = 2 * layers * kv_heads * head_dim * length * dtype.itemsize
+    shape = CacheShape.of(base)
+    row_bytes = shape.token_bytes(dtype) * length
     rows = min(config.max_running, config.kv_cache_bytes // row_bytes)
     if rows < 1:
         raise ValueError(
@@ -293,11 +311,11 @@ def _make_cache(
             f"({config.kv_cache_bytes}); raise it or lower max_model_len"
         )
     return KVCache(
-        layers=layers,
+        layers=shape.layers,
         rows=rows,
-        kv_heads=kv_heads,
+        kv_heads=shape.kv_heads,
         length=length,
-        head_dim=head_dim,
+        head_dim=shape.head_dim,
         dtype=dtype,
         device=device,
     )

@@ -50,12 +50,12 @@ class KVCache:
         self._used.add(row)
         return row
 
-    def release(self, row: int, *, scrub: bool = False) -> None:
-        """Give a row back; ``scrub`` clears it, for a sequence that computed something not finite."""
+    def release(self, row: int, *, scrub: int = 0) -> None:
+        """Give a row back; ``scrub`` clears so many positions, for a sequence that may have computed NaN."""
         self._used.remove(row)
         if scrub:
             for tensor in (*self.keys, *self.values):
-                tensor[row].zero_()
+                tensor[row, :, :scrub].zero_()
         self._free.append(row)
         self._free.sort()
 

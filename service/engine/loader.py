@@ -15,6 +15,39 @@ from service.engine.lora import LoraContext, MultiLoraLinear
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
+# Rotary embeddings whose factors depend on the longest position in the batch: one tenant would change another's.
+_BATCH_ROPE = {"dynamic", "longrope"}
+_PROBE_TOKENS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A few tokens, and what the untouched model computes for the last of them: logits, or hidden state."""
+
+    ids: list[int]
+    expected: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """What one token takes in the KV cache."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+
+    @classmethod
+    def of(cls, base: "LoadedBase") -> "CacheShape":
+        """Read it off the base's configuration."""
+        config = base.model.config
+        kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cls(config.num_hidden_layers, kv_heads, head_dim)
+
+    def token_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes of one token's keys and values over all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * dtype.itemsize
+
 
 @dataclass(frozen=True)
 class LoadedBase:
@@ -34,6 +67,7 @@ class LoadedBase:
     weights: dict[str, Tensor]
     max_length: int
     position_offset: int
+    probe: Probe
 
     @property
     def generates(self) -> bool:
@@ -57,6 +91,7 @@ def load_base(source: BaseSource, dtype: torch.dtype, device: torch.device) -> L
     """
     model = _read(source, dtype).to(device).eval().requires_grad_(False)
     _check_architecture(source, model)
+    probe = _probe(model)
     weights = dict(model.named_parameters())
     backbone: PreTrainedModel = model.base_model
     tokens, sampled = LoraContext(), LoraContext()
@@ -77,6 +112,7 @@ def load_base(source: BaseSource, dtype: torch.dtype, device: torch.device) -> L
         weights=weights,
         max_length=source.max_length,
         position_offset=_position_offset(model),
+        probe=probe,
     )
 
 
@@ -91,7 +127,7 @@ def _read(source: BaseSource, dtype: torch.dtype) -> PreTrainedModel:
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
-            attn_implementation="sdpa",
+            attn_implementation="eager",  # every architecture has it; replaced below
             **extra,
         )
     if missing := sorted(report["missing_keys"]):
@@ -114,6 +150,30 @@ def _check_architecture(source: BaseSource, model: PreTrainedModel) -> None:
         raise BaseModelError(
             f"base {source.id!r}: {name} has layers of type {', '.join(sorted(unknown))}, which are not served"
         )
+
+    rope = _rope_types(getattr(model.config, "rope_parameters", None)) & _BATCH_ROPE
+    if rope:
+        raise BaseModelError(
+            f"base {source.id!r}: {name} has rotary embeddings of type {', '.join(sorted(rope))}, which depend on the "
+            "longest sequence in a batch, so they are not served"
+        )
+
+
+def _rope_types(parameters: object) -> set[str]:
+    """Every rope_type in a configuration's rotary parameters, which some architectures keep per kind of layer."""
+    if not isinstance(parameters, dict):
+        return set()
+    nested = (_rope_types(value) for value in parameters.values())
+    return {str(parameters.get("rope_type", "default"))}.union(*nested)
+
+
+@torch.inference_mode()
+def _probe(model: PreTrainedModel) -> Probe:
+    ids = list(range(2, 2 + _PROBE_TOKENS))
+    inputs = torch.tensor([ids], device=model.device)
+    output = model(input_ids=inputs, attention_mask=torch.ones_like(inputs))
+    last = output.logits if "logits" in output else output.last_hidden_state
+    return Probe(ids, last[0, -1].float())
 
 
 def _wrap(backbone: nn.Module, name: str, context: LoraContext) -> MultiLoraLinear:

@@ -63,11 +63,17 @@ class Runner:
     @torch.inference_mode()
     def run(self, batch: Batch) -> Output:
         """Compute a batch: one pass of the base, then each adapter's head over its own texts."""
+        logits, hidden = self.forward(batch)
+        return Output(logits, tuple(self._label_logits(hidden, group) for group in batch.texts))
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
+        """One pass of the base: the sampled tokens' logits, and every token's final hidden state ``[t, hidden]``."""
         with attending(batch.attention), self._adapters(batch.lora, batch.sampled_lora):
             logits = self._forward(batch)
         hidden, self._hidden = self._hidden, None
         assert hidden is not None
-        return Output(logits, tuple(self._label_logits(hidden[0], group) for group in batch.texts))
+        return logits, hidden[0]
 
     def _forward(self, batch: Batch) -> Tensor | None:
         inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}

@@ -39,7 +39,8 @@ class Scheduler:
 
     Decode rows come first, so a running answer is never stalled by a long prompt; then the prompts in progress, then
     new arrivals. An arrival that finds every adapter slot pinned is passed over, and those behind it whose adapters
-    are resident go ahead. But not for ever: once it has waited ``patience`` seconds nobody overtakes it.
+    are resident go ahead. But not for ever: once it has waited ``patience`` seconds, only the bare base, which needs no
+    slot, overtakes it.
     """
 
     def __init__(
@@ -69,35 +70,46 @@ class Scheduler:
 
     def schedule(self) -> Plan:
         """Admit what fits and share out the step's tokens."""
-        work = [Work(sequence, 1) for sequence in self.running if sequence.decoding]
-        budget = self.max_step_tokens - len(work)
+        decoding = [Work(sequence, 1) for sequence in self.running if sequence.decoding]
+        budget = self.max_step_tokens - len(decoding)
+        prompts: list[Work] = []
         for sequence in self.running:
             if not sequence.decoding and budget > 0:
-                work.append(Work(sequence, min(sequence.pending, budget)))
-                budget -= work[-1].tokens
-        admitted: list[Admission] = []
-        passed_over: list[Sequence] = []
-        while budget > 0 and self.waiting:
-            # A text is computed whole; one larger than the budget goes alone rather than never.
-            if self.waiting[0].classifies and self.waiting[0].pending > budget and work:
-                break
-            sequence = self.waiting.popleft()
-            admission = self._admit(sequence)
-            if admission is not None:
-                admitted.append(admission)
-                work.append(Work(sequence, self._first_tokens(sequence, budget)))
-                budget -= work[-1].tokens
-                continue
-            passed_over.append(sequence)
-            if self._starved(sequence):
-                break
-        self.waiting.extendleft(reversed(passed_over))
-        work.sort(key=lambda item: item.sequence.slot)
+                prompts.append(Work(sequence, min(sequence.pending, budget)))
+                budget -= prompts[-1].tokens
+        admitted = self._admit_waiting(prompts, budget)
+        work = sorted((*decoding, *prompts), key=lambda item: item.sequence.slot)
         return Plan(tuple(admitted), tuple(work))
 
-    @staticmethod
-    def _first_tokens(sequence: Sequence, budget: int) -> int:
-        return sequence.pending if sequence.classifies else min(sequence.pending, budget)
+    def _admit_waiting(self, prompts: list[Work], budget: int) -> list[Admission]:
+        """Take waiting sequences in order while there is room, adding their work to ``prompts``."""
+        admitted: list[Admission] = []
+        passed_over: list[Sequence] = []
+        starved = False
+        while budget > 0 and self.waiting:
+            sequence = self.waiting[0]
+            if sequence.classifies and not self._text_fits(sequence, prompts):
+                break
+            self.waiting.popleft()
+            admission = None if starved and sequence.adapter is not None else self._admit(sequence)
+            if admission is None:
+                passed_over.append(sequence)
+                starved = starved or self._starved(sequence)
+                continue
+            admitted.append(admission)
+            tokens = sequence.pending if sequence.classifies else min(sequence.pending, budget)
+            prompts.append(Work(sequence, tokens))
+            budget -= tokens
+        self.waiting.extendleft(reversed(passed_over))
+        return admitted
+
+    def _text_fits(self, sequence: Sequence, prompts: list[Work]) -> bool:
+        """Whether a text, which is computed whole, may join a step.
+
+        Running answers do not count against it, or a text as long as the budget would wait until there are none; and
+        beside no other prompt it goes however long it is.
+        """
+        return not prompts or sequence.pending <= self.max_step_tokens - sum(item.tokens for item in prompts)
 
     def _admit(self, sequence: Sequence) -> Admission | None:
         """Give a sequence its adapter slot and cache row; None, with nothing taken, where either is missing."""
@@ -122,17 +134,20 @@ class Scheduler:
         return not sequence.classifies and (self.cache is None or not self.cache.free)
 
     def _starved(self, sequence: Sequence) -> bool:
-        """Whether a sequence has waited so long for an adapter slot that nobody may overtake it any more."""
+        """Whether a sequence has waited so long for an adapter slot that no other adapter may overtake it."""
         return not self._lacks_row(sequence) and self.clock() - sequence.arrived_at > self.patience
 
     def finish(self, sequence: Sequence, *, scrub: bool = False) -> None:
-        """Give back everything a running sequence holds; ``scrub`` clears its cache row."""
+        """Give back everything a running sequence holds.
+
+        ``scrub`` clears what it wrote to its cache row: a masked NaN is still a NaN to whoever gets the row next.
+        """
         self.running.remove(sequence)
         if sequence.adapter is not None:
             self.slots.release(sequence.adapter.digest)
         if sequence.row is not None:
             assert self.cache is not None
-            self.cache.release(sequence.row, scrub=scrub)
+            self.cache.release(sequence.row, scrub=len(sequence.tokens) if scrub else 0)
             sequence.row = None
 
     def remove(self, unwanted: Callable[[Sequence], bool]) -> list[Sequence]:
@@ -141,7 +156,7 @@ class Scheduler:
         if dropped:
             self.waiting = deque(sequence for sequence in self.waiting if not unwanted(sequence))
             for sequence in [sequence for sequence in self.running if unwanted(sequence)]:
-                self.finish(sequence)
+                self.finish(sequence, scrub=True)  # cut off in the middle, nobody has looked whether it is finite
         return dropped
 
     def _all(self) -> Iterable[Sequence]:

@@ -152,11 +152,29 @@ def test_eos_ends_an_answer_and_is_not_in_its_text(llama: Zoo) -> None:
     pytest.fail("no answer ended by itself; the test needs another seed")
 
 
-def test_the_kv_budget_lowers_the_rows_and_says_when_not_even_one_fits(llama: Zoo) -> None:
-    row = 2 * 2 * 2 * 8 * 256 * 4
-    assert llama.engine(kv_cache_bytes=3 * row, max_running=32).stats().kv_rows_total == 3
+def test_the_kv_budget_bounds_context_and_rows(llama: Zoo) -> None:
+    token = 2 * 2 * 2 * 8 * 4
+    shortened = llama.engine(kv_cache_bytes=token * 8 * 100, max_running=32)
+    assert (shortened.max_model_len, shortened.stats().kv_rows_total) == (100, 8)
+    asked = llama.engine(kv_cache_bytes=token * 256 * 3, max_running=32, max_model_len=256)
+    assert (asked.max_model_len, asked.stats().kv_rows_total) == (256, 3)
     with pytest.raises(ValueError, match="kv_cache_bytes"):
-        llama.engine(kv_cache_bytes=row - 1)
+        llama.engine(kv_cache_bytes=token * 256 - 1, max_model_len=256)
+    with pytest.raises(ValueError, match="beyond the base's context of 256"):
+        llama.engine(max_model_len=257)
+
+
+def test_a_row_cut_off_in_the_middle_poisons_nobody(llama: Zoo) -> None:
+    """An overflowing adapter is aborted before its NaN was seen; its cache row goes to the next request."""
+    engine = llama.engine(max_running=2, max_step_tokens=16)
+    poisoned = overflowing(llama.adapters["small"])
+    engine.submit(Sequence("bad", llama.ids("lazy dog " * 10), adapter=poisoned, sampling=SamplingParams()))
+    engine.step()
+    engine.abort("bad")
+    ids = {"short": llama.ids("fox"), "long": llama.ids("lazy dog " * 8)}
+    outcomes = drain(engine, *(generation(name, row) for name, row in ids.items()))
+    for name, row in ids.items():
+        assert outcomes[name].tokens == llama.oracle(None).generate(row, 8).tokens
 
 
 def test_an_answer_may_fill_the_context_to_the_last_token(llama: Zoo) -> None:

@@ -81,6 +81,16 @@ def test_a_text_waits_for_room_and_is_never_cut() -> None:
     assert work(run(s)) == {"prompt": 1, "text": 8}
 
 
+def test_running_answers_do_not_hold_up_a_text_as_long_as_the_budget() -> None:
+    s = scheduler(budget=10)
+    s.add(sequence("answer", 2))
+    run(s)
+    s.add(sequence("text", 10, classify=True))
+    s.add(sequence("next", 2))
+    assert work(run(s)) == {"answer": 1, "text": 10}
+    assert work(run(s)) == {"answer": 1, "next": 2}
+
+
 def test_a_text_larger_than_the_budget_goes_alone() -> None:
     s = scheduler(budget=10)
     s.add(sequence("huge", 30, classify=True))
@@ -110,7 +120,7 @@ def test_resident_adapters_overtake_one_that_has_no_slot() -> None:
     assert [waiting.request_id for waiting in s.waiting] == ["b"]
 
 
-def test_nobody_overtakes_for_ever() -> None:
+def test_no_other_adapter_overtakes_for_ever() -> None:
     clock = Clock()
     s = scheduler(slots=1, budget=20, clock=clock)
     first = sequence("a1", 2, adapter="a")
@@ -119,7 +129,8 @@ def test_nobody_overtakes_for_ever() -> None:
     s.add(sequence("b", 2, adapter="b"))
     clock.now = 1.5
     s.add(sequence("a2", 2, adapter="a"))
-    assert work(run(s)) == {"a1": 1}
+    s.add(sequence("text", 2, classify=True))
+    assert work(run(s)) == {"a1": 1, "text": 2}
     s.finish(first)
     assert work(run(s)) == {"b": 2}
 
@@ -174,7 +185,7 @@ def test_cache_rows_are_taken_lowest_first_and_scrubbed_on_request() -> None:
     assert [kv.allocate() for _ in range(4)] == [0, 1, 2, None]
     one = torch.ones(1, dtype=torch.long)
     kv.write(0, one, one, torch.full((1, 1, 2), torch.nan), torch.full((1, 1, 2), torch.nan))
-    kv.release(1, scrub=True)
+    kv.release(1, scrub=2)
     assert not kv.keys[0].isnan().any()
     assert kv.allocate() == 1
     kv.check_integrity()

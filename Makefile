@@ -18,7 +18,9 @@ $(BIN)/python:
 # An environment to use Tenora, and one to work on it: the second adds to the first.
 $(VENV)/.use: pyproject.toml | $(BIN)/python
 	@echo "installing Tenora into $(VENV) (a few minutes the first time)"
+	@date +%s > $(VENV)/.started
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train]'
+	@echo $$(( $$(date +%s) - $$(cat $(VENV)/.started) )) > $(VENV)/.install_seconds
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python

@@ -12,7 +12,7 @@ from adapters.config import CONFIG_FILE, LoraSpec, read_lora_config
 from adapters.errors import AdapterFormatError, AdapterMismatchError, TemplateError
 from adapters.files import content_digest, copy_regular
 from adapters.manifest import MANIFEST_FILE, BaseRef, EosSpec, Manifest, Task, read_manifest
-from adapters.templates import PromptInput, PromptTemplate
+from adapters.templates import PromptInput, PromptTemplate, chat_text
 from adapters.weights import PICKLE_FILE, WEIGHTS_FILE, AdapterWeights, has_head, load_weights
 
 FILES = (CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE)
@@ -163,6 +163,11 @@ def _check_prompt(manifest: Manifest, base: BaseSource) -> None:
         raise AdapterMismatchError(message, key="eos")
     if manifest.prompt is None:
         return
+    if manifest.prompt.template == "chat" and manifest.prompt.text != chat_text(tokenizer):
+        message = (
+            "the base's chat template is not the one that the adapter was trained with: use the same tokenizer files"
+        )
+        raise TemplateError(message, key="prompt.text")
     golden = manifest.prompt.golden
     template = PromptTemplate.from_manifest(manifest.prompt)
     ids = template.encode(tokenizer, PromptInput.from_instruction(golden.instruction, golden.input))

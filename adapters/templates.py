@@ -129,7 +129,7 @@ class PromptTemplate:
         if prompt.template == "jinja":
             return cls.from_text(prompt.text)
         template = cls.named(prompt.template)
-        if prompt.text != template.text:
+        if prompt.template != "chat" and prompt.text != template.text:
             message = (
                 f"the manifest's {prompt.template} template has another text than this version's: store it as jinja"
             )
@@ -146,10 +146,12 @@ class PromptTemplate:
         example = golden or PromptInput.from_instruction("Rewrite the sentence, “naïve” or not.", "It was good.")
         instruction, given = example.as_instruction()
         ids = self.encode(tokenizer, PromptInput.from_instruction(instruction, given))
+        # The chat template's text is the tokenizer's; it is kept so that another one is noticed.
+        text = chat_text(tokenizer) if self.kind == "chat" else self.text
         return PromptSpec(
             template=self.kind,
-            text=self.text,
-            sha256=self.sha256,
+            text=text,
+            sha256=hashlib.sha256(text.encode()).hexdigest(),
             golden=Golden(instruction=instruction, input=given, ids=tuple(ids)),
         )
 
@@ -170,6 +172,12 @@ class PromptTemplate:
         bos = None if self.kind == "chat" else _habitual_bos(tokenizer)
         # A Jinja text may write the BOS itself.
         return ids if bos is None or (self.kind == "jinja" and ids[:1] == [bos]) else [bos, *ids]
+
+
+def chat_text(tokenizer: Any) -> str:
+    """The text of a tokenizer's chat template; empty without one."""
+    template = tokenizer.chat_template
+    return template if isinstance(template, str) else ""
 
 
 def completion_ids(tokenizer: Any, text: str) -> list[int]:

@@ -81,7 +81,7 @@ def tenora(*arguments: str | Path) -> None:
     """Run the `tenora` command in the foreground."""
     command = [sys.executable, "-m", "service.cli", *map(str, arguments)]
     console.print(f"[dim]$ tenora {' '.join(map(str, arguments))}[/]")
-    if subprocess.run(command, cwd=ROOT, check=False).returncode:
+    if subprocess.run(command, cwd=ROOT, check=False, env=_clean_environment()).returncode:
         raise DemoError(f"`tenora {' '.join(map(str, arguments))}` failed")
 
 
@@ -136,7 +136,7 @@ def server(store: Path, log: Path) -> Iterator[str]:
 
 
 def _clean_environment() -> dict[str, str]:
-    """The environment without settings of a server that may run beside this one."""
+    """The environment without settings that are meant for something else."""
     return {name: value for name, value in os.environ.items() if not name.startswith("TENORA_")}
 
 
@@ -273,11 +273,21 @@ async def _keep_asking(
 # ── in order ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def empty(folder: Path) -> None:
+    """Make the demo's folder anew; one that holds something else is left alone."""
+    ours = {"instruct", "sentiment", "sentiment-next", "store", "server.log"}
+    if folder.exists() and any(entry.name not in ours for entry in folder.iterdir()):
+        raise DemoError(f"{folder} holds files that are not the demo's: choose another --folder")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
 def run(folder: Path, summary: Summary) -> None:
     """All stages."""
     store = folder / "store"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    empty(folder)
+    if (took := ROOT / ".venv" / ".install_seconds").exists():
+        summary.values["seconds"]["install"] = int(took.read_text())
     with summary.stage("train_instruct", "1  train an adapter that follows instructions"):
         results = train("demo-instruct", folder / "instruct", "--store", store, "--publish", INSTRUCT)
         summary.values["instruct"] = figures(results)

@@ -18,7 +18,7 @@ from training.task import Measured, Metrics, Sampled, Task, given_files, note_sh
 
 _NO_LIMIT = 1 << 30
 # Shown where the second of two labels is the good one, unless the recipe brings sentences of its own.
-_GOOD = ("1", "positive", "pos", "good")
+_GOOD = ("positive", "pos", "good")
 _SENTENCES = (
     ("It was good.", 1),
     ("Not a fan, don't recommend.", 0),
@@ -133,6 +133,8 @@ class ClassifyTask(Task[ClassExample]):
             return tuple(TextRow(0, text, label) for text, label in zip(config.sentences, stated, strict=True))
         if len(self.labels) == 2 and self.labels[1].lower() in _GOOD:
             return tuple(TextRow(0, text, label) for text, label in _SENTENCES)
+        if self.labels == ("0", "1"):  # sentiment or not, nobody knows: shown without a verdict
+            return tuple(TextRow(0, text, -1) for text, _ in _SENTENCES)
         return ()
 
     def _label_index(self, name: str) -> int:

@@ -22,6 +22,9 @@ from training.publish import publish, verify, write_adapter
 from training.report import results, show, write_json
 from training.task import Measured, Task
 
+SERVED_RANK = 64
+"""The largest rank that a server holds by default."""
+
 
 @dataclass(frozen=True, slots=True)
 class Trained:
@@ -91,6 +94,8 @@ def _announce(console: Console, task: Task[Any], model: Any, output: Path) -> No
     split, config = task.split, task.config
     trainable, parameters = parameter_counts(model)
     console.print(f"{len(split.train)} training rows, {len(split.validation)} validation, {len(split.test)} test")
+    if config.rank > SERVED_RANK:
+        console.print(f"note: servers hold ranks up to {SERVED_RANK} unless TENORA_MAX_LORA_RANK says otherwise")
     for note in task.notes:
         console.print(f"note: {escape(note)}")
     console.print(

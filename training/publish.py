@@ -4,6 +4,7 @@ The proof reads the folder as serving does and puts its matrices on a fresh base
 a lost head, a wrong scaling or a module that nothing was applied to shows as a difference in the logits.
 """
 
+import contextlib
 import importlib.metadata
 import shutil
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from training.errors import PublishError
 from training.task import Metrics, Task, to_device
 
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
-_TOOLS = ("torch", "transformers", "peft")
+_TOOLS = ("tenora", "torch", "transformers", "peft")
 _PROBE_ROWS = 4
 _TOLERANCE = 1e-4
 
@@ -40,11 +41,20 @@ def write_adapter(task: Task[Any], checkpoint: Path, folder: Path, metrics: Metr
         recipe=task.config.as_recipe(),
         metrics={name: round(value, 6) for name, value in metrics.items()},
         created=utc_now(),
-        tools={name: importlib.metadata.version(name) for name in _TOOLS},
+        tools=_tool_versions(),
         **task.manifest_fields(),
     )
     write_manifest(folder, manifest)
     return folder
+
+
+def _tool_versions() -> dict[str, str]:
+    """Versions of what made the adapter; run from a source tree, Tenora itself has none."""
+    versions = {}
+    for name in _TOOLS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def verify(task: Task[Any], trained: Any, folder: Path) -> float:

@@ -108,7 +108,7 @@ def test_what_the_base_does_not_have(
     assert caught.value.key == key
 
 
-def test_a_changed_chat_template_is_caught_by_the_golden_prompt(
+def test_a_changed_chat_template_is_noticed_even_where_no_golden_prompt_sees_it(
     copy_of: Break, bases: dict[str, BaseSource], tmp_path: Path
 ) -> None:
     chatty = tiny_base("gpt2", tmp_path / "chatty")
@@ -116,9 +116,9 @@ def test_a_changed_chat_template_is_caught_by_the_golden_prompt(
     folder = with_manifest(copy_of("gpt2-generate"), before, template=PromptTemplate.named("chat"))
     load_adapter(folder, before)
     (template,) = chatty.glob("*.jinja")
-    template.write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
+    template.write_text(template.read_text() + "{% if messages[0].role == 'system' %}!{% endif %}")
     moved = Path(chatty.rename(tmp_path / "chatty-2"))
-    with pytest.raises(TemplateError, match="golden prompt"):
+    with pytest.raises(TemplateError, match="chat template"):
         load_adapter(folder, resolve_base(str(moved)))
 
 

@@ -51,6 +51,8 @@ def command(*arguments: str, **environment: str) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that runs the tests in the background has children ignore ^C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
 
 
@@ -129,11 +131,15 @@ def test_an_interrupt_ends_cleanly_and_publishes_nothing(tiny: Tiny, instruction
         *("--output", str(tmp_path / "run"), "--publish", "acme/cook", "--store", str(tmp_path / "store")),
     )
     assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch 1:"):
-            process.send_signal(signal.SIGINT)
-            break
-    _, stderr = process.communicate(timeout=30)
+    with process:
+        for line in process.stdout:
+            if line.startswith("epoch 1:"):
+                process.send_signal(signal.SIGINT)
+                break
+        try:
+            _, stderr = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert stderr.strip() == "tenora: stopped; nothing was published"
     assert not (tmp_path / "store").exists()

@@ -1,6 +1,7 @@
 """Which models there are, for whom, and what a name means. Loading and unloading as vLLM's clients know it."""
 
 import logging
+import re
 import time
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +13,9 @@ from adapters.names import LATEST, AdapterName, AdapterRef
 from adapters.store import Store, Version
 from service.errors import InvalidRequestError, ModelNotFoundError, PathNotAllowedError, PermissionDeniedError, shorten
 from service.messages import BaseInfo, ModelInfo
+
+_ABSOLUTE = re.compile(r"(?<![\w.])/(?:[^\s/'\"`]+/)+([^\s/'\"`]+)")
+"""An absolute path; its last part may be told."""
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +95,7 @@ class Catalog:
         ``path`` is a store reference, or a folder inside one of the allowed folders. Nothing is served in place: a
         folder becomes a new immutable version, and `latest` moves to it.
         """
-        target = self._own_name(name, tenant)
+        target = self._new_name(name, tenant)
         if not in_place and self._is_served(target):
             raise InvalidRequestError(
                 f"The lora adapter '{target}' has already been loaded. If you want to load the adapter in place, "
@@ -100,11 +104,11 @@ class Catalog:
             )
         version = self._in_store(path, tenant)
         if version is None:
-            self._store.publish(self._allowed_folder(path), target, self.base)
+            self._publish(self._allowed_folder(path), target)
         elif version.name == target:
             self._store.set_alias(target, LATEST, version.digest)
         else:
-            self._store.publish(version.path, target, self.base)
+            self._publish(version.path, target)
         self._store.set_served(target, True)
         return f"Success: LoRA adapter '{name}' added successfully."
 
@@ -121,6 +125,26 @@ class Catalog:
         for version in self._store.versions(target):
             self._cache.discard(version.digest)
         return f"Success: LoRA adapter '{name}' removed successfully."
+
+    def _new_name(self, name: str, tenant: str | None) -> AdapterName:
+        """A name to load under; the parameter at fault is named as the route names it."""
+        try:
+            target = self._own_name(name, tenant)
+        except AdapterNameError as error:
+            raise AdapterNameError(error.message, key="lora_name") from error
+        if self.base.id in (name, str(target)):
+            raise InvalidRequestError(f"'{name}' is the base itself: choose another name.", param="lora_name")
+        return target
+
+    def _publish(self, folder: Path, target: AdapterName) -> None:
+        """Publish a folder; a refusal tells the client about its parameter and nothing about our disks."""
+        try:
+            self._store.publish(folder, target, self.base)
+        except AdapterError as error:
+            for place in (folder, self._store.root.resolve(), self._store.root):
+                error.message = error.message.replace(f"{place}/", "").replace(str(place), folder.name)
+            key = "lora_name" if isinstance(error, AdapterNameError) else "lora_path"
+            raise type(error)(_ABSOLUTE.sub(r"\1", error.message), key=key) from error
 
     def _own_name(self, text: str, tenant: str | None) -> AdapterName:
         qualified = f"{tenant}/{text}" if tenant is not None and "/" not in text else text
@@ -150,7 +174,7 @@ class Catalog:
         for root in self._folders:
             try:
                 folder = (root / path).resolve()
-                if not folder.is_relative_to(root):
+                if folder == root or not folder.is_relative_to(root):
                     continue
                 allowed = True
                 if folder.is_dir():

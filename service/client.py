@@ -17,6 +17,7 @@ from service.client_types import (
     Answer,
     Base,
     Classification,
+    Lines,
     Messages,
     Model,
     SamplingOptions,
@@ -87,7 +88,9 @@ class TenoraClient:
             if response.is_error:
                 response.read()
             check(response)
-            yield from read_texts(response.iter_lines())
+            lines = Lines()
+            for text in response.iter_text():
+                yield from read_texts(lines.feed(text))
 
     def classify(self, model: str, texts: str | Sequence[str]) -> list[Classification]:
         """Classify one or several texts."""
@@ -169,9 +172,10 @@ class AsyncTenoraClient:
                 if response.is_error:
                     await response.aread()
                 check(response)
-                async for line in response.aiter_lines():
-                    for text in read_texts([line]):
-                        yield text
+                lines = Lines()
+                async for text in response.aiter_text():
+                    for piece in read_texts(lines.feed(text)):
+                        yield piece
 
     async def classify(self, model: str, texts: str | Sequence[str]) -> list[Classification]:
         """Classify one or several texts."""

@@ -145,6 +145,18 @@ def read_answer(response: httpx.Response) -> Answer:
     )
 
 
+class Lines:
+    """Cuts a stream of text into lines, at line feeds only: an answer may hold other characters that end a line."""
+
+    def __init__(self) -> None:
+        self._rest = ""
+
+    def feed(self, text: str) -> list[str]:
+        """The lines that ``text`` completes."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        return [line.removesuffix("\r") for line in lines]
+
+
 def read_texts(lines: Iterator[str] | Sequence[str]) -> Iterator[str]:
     """The pieces of text in lines of server-sent events."""
     for line in lines:

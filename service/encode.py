@@ -45,6 +45,7 @@ class Encoder:
         self._base = base
         self._limit = limit
         self._tokenizer: Any = base.tokenizer()
+        self._longest_token = max(map(len, self._tokenizer.get_vocab()), default=1)
         self._vocabulary = int(getattr(base.config(), "vocab_size", len(self._tokenizer)))
         self._plain = PromptTemplate.named("plain")
         self._chat = PromptTemplate.named("chat")
@@ -63,17 +64,33 @@ class Encoder:
         side = version.manifest.truncation_side
         sequences = []
         for index, text in enumerate(work.texts):
-            ids = encode_text(self._tokenizer, text, length, side)
+            ids = encode_text(self._tokenizer, self._cut(text, length, side), length, side)
             if not ids:
                 raise InvalidRequestError("A text to classify is empty.", param="input")
             sequences.append(Sequence(request_id, ids, index=index, adapter=adapter, deadline=work.deadline))
         return sequences
+
+    def _cut(self, text: str, length: int, side: str) -> str:
+        """What can matter of a text of which ``length`` tokens are kept; tokenising megabytes would take seconds."""
+        most = length * self._longest_token
+        return text[-most:] if side == "left" else text[:most]
+
+    def _check_characters(self, prompt: Prompt) -> None:
+        """Refuse, before it is rendered and tokenised, what cannot fit however long its tokens are."""
+        characters, most = _characters_of(prompt), self._limit * self._longest_token
+        if characters > most:
+            raise ContextLengthError(
+                f"The prompt has {characters} characters: the context holds {self._limit} tokens, which are "
+                f"{most} characters at the very most.",
+                param=_field_of(prompt),
+            )
 
     def _prompts(
         self, request_id: str, work: Generate, version: Version | None, adapter: Adapter | None
     ) -> list[Sequence]:
         sequences = []
         for place, prompt in enumerate(work.prompts):
+            self._check_characters(prompt)
             ids = self._prompt_ids(prompt, version)
             max_tokens = self._answer_length(len(ids), work)
             for choice in range(work.n):
@@ -133,6 +150,18 @@ class Encoder:
                 param="max_tokens",
             )
         return work.max_tokens
+
+
+def _characters_of(prompt: Prompt) -> int:
+    match prompt:
+        case TextPrompt(text):
+            return len(text)
+        case ChatPrompt(messages):
+            return sum(len(text) for _, text in messages)
+        case InstructPrompt(instruction, extra):
+            return len(instruction) + len(extra)
+        case TokenPrompt():
+            return 0
 
 
 def _field_of(prompt: Prompt) -> str:

@@ -261,7 +261,9 @@ def describe_validation(problems: Sequence[Mapping[str, Any]]) -> ErrorDetail:
     context = first.get("ctx", {}).get("error")
     if isinstance(context, UnsupportedParameterError):
         where = _location([*first["loc"], context.param or ""])
-        return replace(context.detail(), message=context.message.replace(f"'{context.param}'", f"'{where}'"), param=where)
+        return replace(
+            context.detail(), message=context.message.replace(f"'{context.param}'", f"'{where}'"), param=where
+        )
     message = "; ".join(dict.fromkeys(_problem(problem) for problem in problems[:5]))
     return ErrorDetail(400, message, "invalid_request_error", code, _location(first["loc"]) or None)
 

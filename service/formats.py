@@ -15,8 +15,24 @@ class Choice:
     text: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     reason: str | None = None
-    offset: int = 0
-    """Where the next token begins in the text, for the old form of log-probabilities."""
+    offsets: list[int] = field(default_factory=list)
+    """Where each token of ``logprobs`` begins in the text, for the old form of log-probabilities."""
+    length: int = 0
+    """Characters written so far."""
+
+    def add(self, text: str, logprobs: Sequence[TokenLogprob]) -> None:
+        """Append what the engine wrote.
+
+        A token begins where the text that was written before it ends. What a token says of itself is no measure of
+        that: a part of a character, or a token that is left out of the text, says more than it adds.
+        """
+        begin, end = self.length, self.length + len(text)
+        for token in logprobs:
+            self.offsets.append(begin)
+            begin = min(begin + len(token.token), end)
+        self.logprobs.extend(logprobs)
+        self.text.append(text)
+        self.length = end
 
 
 class AnswerFormat(ABC):
@@ -43,8 +59,8 @@ class AnswerFormat(ABC):
         """A choice in the chunk that ends it."""
 
     @abstractmethod
-    def logprobs(self, tokens: Sequence[TokenLogprob], choice: Choice) -> dict[str, Any]:
-        """Log-probabilities of the choice's next tokens."""
+    def logprobs(self, choice: Choice, start: int = 0) -> dict[str, Any]:
+        """Log-probabilities of the choice's tokens from ``start`` on."""
 
 
 class ChatFormat(AnswerFormat):
@@ -59,7 +75,7 @@ class ChatFormat(AnswerFormat):
     def whole(self, index: int, choice: Choice) -> dict[str, Any]:
         """A choice with its message."""
         message = {"role": "assistant", "content": "".join(choice.text), "refusal": None}
-        logprobs = self.logprobs(choice.logprobs, choice) if choice.logprobs else None
+        logprobs = self.logprobs(choice) if choice.logprobs else None
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": choice.reason}
 
     def piece(self, index: int, text: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
@@ -70,9 +86,9 @@ class ChatFormat(AnswerFormat):
         """An empty delta with the reason."""
         return _chunk(index, {}, reason)
 
-    def logprobs(self, tokens: Sequence[TokenLogprob], choice: Choice) -> dict[str, Any]:
+    def logprobs(self, choice: Choice, start: int = 0) -> dict[str, Any]:
         """One entry per token, alternatives nested."""
-        return {"content": [self._token(token) for token in tokens], "refusal": None}
+        return {"content": [self._token(token) for token in choice.logprobs[start:]], "refusal": None}
 
     @staticmethod
     def _token(token: TokenLogprob) -> dict[str, Any]:
@@ -94,7 +110,7 @@ class TextFormat(AnswerFormat):
 
     def whole(self, index: int, choice: Choice) -> dict[str, Any]:
         """A choice with its text."""
-        logprobs = self.logprobs(choice.logprobs, choice) if choice.logprobs else None
+        logprobs = self.logprobs(choice) if choice.logprobs else None
         return {"index": index, "text": "".join(choice.text), "logprobs": logprobs, "finish_reason": choice.reason}
 
     def piece(self, index: int, text: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
@@ -105,17 +121,14 @@ class TextFormat(AnswerFormat):
         """A choice without text."""
         return {"index": index, "text": "", "logprobs": None, "finish_reason": reason}
 
-    def logprobs(self, tokens: Sequence[TokenLogprob], choice: Choice) -> dict[str, Any]:
+    def logprobs(self, choice: Choice, start: int = 0) -> dict[str, Any]:
         """Parallel lists, the alternatives as {token: logprob}."""
-        offsets = []
-        for token in tokens:
-            offsets.append(choice.offset)
-            choice.offset += len(token.token)
+        tokens = choice.logprobs[start:]
         return {
             "tokens": [token.token for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
             "top_logprobs": [{other.token: other.logprob for other in token.top} for token in tokens],
-            "text_offset": offsets,
+            "text_offset": choice.offsets[start:],
         }
 
 

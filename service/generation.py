@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from service.auth import tenant_of
-from service.engine.events import FinishedEvent, TokenEvent, TokenLogprob
+from service.engine.events import FinishedEvent, TokenEvent
 from service.engine.sampling import SamplingParams
 from service.engine_client import Output
 from service.errors import ReportedError
@@ -90,10 +90,6 @@ class Answer:
         async with aclosing(self._exchange.outputs()) as outputs:
             async for event in outputs:
                 self._take(event)
-                if isinstance(event, TokenEvent):
-                    choice = self._choices[event.index]
-                    choice.text.append(event.text)
-                    choice.logprobs.extend(event.logprobs or ())
         choices = [self._form.whole(index, choice) for index, choice in enumerate(self._choices)]
         body = {**self._head, "choices": choices, "usage": self._usage()}
         return JSONResponse(body, headers=self._exchange.headers(self._tier))
@@ -129,14 +125,19 @@ class Answer:
     def _pieces(self, event: Output) -> list[dict[str, Any]]:
         self._take(event)
         if isinstance(event, TokenEvent):
-            logprobs = self._logprobs(event.index, event.logprobs)
+            logprobs = self._new_logprobs(event)
             return [self._form.piece(event.index, event.text, logprobs)] if event.text or logprobs else []
         return [self._form.closing(event.index, event.reason)] if isinstance(event, FinishedEvent) else []
 
-    def _logprobs(self, index: int, tokens: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
-        return self._form.logprobs(tokens, self._choices[index]) if tokens else None
+    def _new_logprobs(self, event: TokenEvent) -> dict[str, Any] | None:
+        if not event.logprobs:
+            return None
+        choice = self._choices[event.index]
+        return self._form.logprobs(choice, len(choice.logprobs) - len(event.logprobs))
 
     def _take(self, event: Output) -> None:
+        if isinstance(event, TokenEvent):
+            self._choices[event.index].add(event.text, event.logprobs or ())
         if not isinstance(event, FinishedEvent):
             return
         self._choices[event.index].reason = event.reason

@@ -1,7 +1,7 @@
 """What `/metrics` shows: counts of the HTTP process, and the engine process's own as of its last report."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
@@ -150,11 +150,18 @@ def _histogram(name: str, text: str, counts: Mapping[int, int]) -> Metric:
 
 
 class RequestMetrics:
-    """ASGI middleware that counts every answer, also those that never reach a route."""
+    """ASGI middleware that counts every answer, also those that never reach a route.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    Args:
+        app: What is counted.
+        metrics: Where.
+        paths: Paths of the routes; an answer that was given before routing is counted under its path, if it is here.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, paths: Set[str] = frozenset()) -> None:
         self._app = app
         self._metrics = metrics
+        self._paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on and watch its status."""
@@ -172,13 +179,15 @@ class RequestMetrics:
         began = time.monotonic()
         try:
             await self._app(scope, receive, watch)
+        except Exception:
+            status = 500 if status == 499 else status  # answered further out, where no middleware sees it
+            raise
         finally:
-            route = _route_of(scope)
+            route = self._route_of(scope)
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.request_seconds.labels(route).observe(time.monotonic() - began)
 
-
-def _route_of(scope: Scope) -> str:
-    """The route's pattern, never the path: a label must not take as many values as clients can think of."""
-    route = scope.get("route")
-    return str(getattr(route, "path", "unmatched"))
+    def _route_of(self, scope: Scope) -> str:
+        """The route's pattern, never any path: a label must not take as many values as clients can think of."""
+        unrouted = scope["path"] if scope["path"] in self._paths else "unmatched"
+        return str(getattr(scope.get("route"), "path", unrouted))

@@ -56,6 +56,7 @@ def _prompt_kind(value: Any) -> str | None:
 def _told_apart(kind_of: Callable[[Any], str | None], wanted: str) -> Discriminator:
     return Discriminator(kind_of, custom_error_type="wrong_kind", custom_error_message=f"Input should be {wanted}")
 
+
 # Of each field the values that ask for nothing; None always does.
 UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "audio": (),

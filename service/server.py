@@ -8,12 +8,13 @@ engine      one process, spawned: the base, the adapters, the step loop
 
 import asyncio
 import contextlib
+import inspect
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
@@ -33,7 +34,7 @@ from service.metrics import Metrics, RequestMetrics
 from service.openapi import describe_app
 from service.orphans import exit_with
 from service.settings import Settings
-from service.spec import ROUTES, TenoraSpec
+from service.spec import ROUTES, TenoraSpec, add_head_routes
 from service.state import ServiceState
 from service.supervisor import Supervisor
 
@@ -54,6 +55,7 @@ class TenoraServer(LitServer):  # type: ignore[misc]  # LitServe has no types
         self.metrics = Metrics()
         self._supervisor: Supervisor | None = None
         self._http_processes: Mapping[Any, Any] = {}
+        self._sockets: Sequence[socket.socket] = ()
         self._exit_code = 0
         # LitServe adds middleware from the inside out. It is told "cpu" so that it starts one engine process on any
         # machine; where the base runs is the engine's own affair.
@@ -62,14 +64,16 @@ class TenoraServer(LitServer):  # type: ignore[misc]  # LitServe has no types
             accelerator="cpu",
             timeout=False,
             middlewares=[
-                (BodyLimit, {"max_bytes": settings.max_body_bytes}),
+                (BodyLimit, {"max_bytes": settings.max_body_bytes, "timeout": settings.body_timeout}),
                 (Auth, {"keys": settings.api_keys}),
-                (RequestMetrics, {"metrics": self.metrics}),
+                (RequestMetrics, {"metrics": self.metrics, "paths": _OWN_PATHS}),
             ],
         )
         # What is left at the end of the drain gets an error; only what does not take that is cut off.
         self.uvicorn_graceful_timeout = settings.drain_timeout + CUT_OFF_S
         self._drop_stock_routes()
+        self.app.router.redirect_slashes = False  # /v1/base/ is no route of ours
+        add_head_routes(self.app)
         add_error_handlers(self.app)
         describe_app(self.app, tenora_version())
 
@@ -96,11 +100,13 @@ class TenoraServer(LitServer):  # type: ignore[misc]  # LitServe has no types
     def _end_drain(self, client: EngineClient) -> None:
         """When the HTTP process is told to stop, give what is in flight its time, then an error."""
         loop, told = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
+        listening = [(ours, ours.dup()) for ours in self._sockets]
         assert callable(told), "uvicorn handles signals while it serves"
 
         def stop(signum: int, frame: FrameType | None) -> None:
             told(signum, frame)
             loop.call_soon_threadsafe(loop.call_later, self.settings.drain_timeout, client.fail_all)
+            loop.call_soon_threadsafe(_refuse_connections, loop, listening)
 
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
@@ -212,6 +218,11 @@ class TenoraServer(LitServer):  # type: ignore[misc]  # LitServe has no types
         )
         self._supervisor.start()
 
+    def _start_server(self, *args: Any, **kwargs: Any) -> Any:
+        """Start the HTTP process; it inherits the sockets that it will have to shut."""
+        self._sockets = inspect.signature(super()._start_server).bind(*args, **kwargs).arguments["sockets"]
+        return super()._start_server(*args, **kwargs)
+
     def _replace_engine(self) -> None:
         self.inference_workers[0] = self.launch_single_inference_worker(self.lit_api, 0)
 
@@ -233,6 +244,22 @@ class TenoraServer(LitServer):  # type: ignore[misc]  # LitServe has no types
         for process in (*getattr(self, "inference_workers", ()), *self._http_processes.values()):
             if process.is_alive():
                 process.kill()
+
+
+def _refuse_connections(
+    loop: asyncio.AbstractEventLoop, listening: Sequence[tuple[socket.socket, socket.socket]]
+) -> None:
+    """Make the kernel refuse new connections, once uvicorn has closed its own end of the sockets.
+
+    The main process and the manager were forked with copies, and as long as one is open the kernel accepts for it.
+    Shutting the socket down, unlike closing it, holds for all copies.
+    """
+    if any(ours.fileno() >= 0 for ours, _ in listening):
+        loop.call_later(0.01, _refuse_connections, loop, listening)
+        return
+    for _, copy in listening:
+        with contextlib.suppress(OSError):  # told twice
+            copy.shutdown(socket.SHUT_RDWR)
 
 
 def check_port_free(settings: Settings) -> None:

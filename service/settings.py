@@ -74,6 +74,9 @@ class Settings(StoreSettings):
         120.0, description="Seconds until a request is answered with 504; a request may ask for less."
     )
     max_body_bytes: PositiveInt = Field(4 << 20, description="Largest request body; more is answered with 413.")
+    body_timeout: PositiveSeconds = Field(
+        30.0, description="Seconds that a request body may take to arrive; a slower one is answered with 408."
+    )
     default_max_tokens: PositiveInt = Field(
         256, description="Length of an answer to chat and instruct when the request does not say."
     )

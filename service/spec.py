@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from fastapi import FastAPI
 from litserve.specs.base import LitSpec
 
 from service.routes.adapters import load_lora_adapter, unload_lora_adapter
@@ -22,6 +23,8 @@ class Route:
     method: str
     path: str
     handler: Callable[..., Any]
+    head: bool = False
+    """Whether HEAD is answered too, as probes and proxies like to ask."""
 
 
 ROUTES = (
@@ -35,10 +38,17 @@ ROUTES = (
     Route("GET", "/v1/base", show_base),
     Route("POST", "/v1/load_lora_adapter", load_lora_adapter),
     Route("POST", "/v1/unload_lora_adapter", unload_lora_adapter),
-    Route("GET", "/healthz", healthz),
-    Route("GET", "/readyz", readyz),
-    Route("GET", "/metrics", metrics),
+    Route("GET", "/healthz", healthz, head=True),
+    Route("GET", "/readyz", readyz, head=True),
+    Route("GET", "/metrics", metrics, head=True),
 )
+
+
+def add_head_routes(app: FastAPI) -> None:
+    """Answer HEAD as GET is answered; the web server leaves the body out."""
+    for route in ROUTES:
+        if route.head:
+            app.add_api_route(route.path, route.handler, methods=["HEAD"], include_in_schema=False)
 
 
 class TenoraSpec(LitSpec):  # type: ignore[misc]  # LitServe has no types

@@ -137,8 +137,8 @@ class Worker:
         self._outbox.start()
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         while not self._finished():
-            self._take_commands()
             try:
+                self._take_commands()
                 self._step()
             except Exception:
                 self._give_up()

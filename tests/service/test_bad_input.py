@@ -1,7 +1,9 @@
 """Bad input over a real server: each kind with its status, and the server serves on."""
 
+import gzip
 import json
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -125,7 +127,8 @@ def test_wrong_types(server: RunningServer, field: str, value: object) -> None:
     [
         ("max_tokens", -1), ("max_tokens", 0), ("max_completion_tokens", -5), ("temperature", -0.1),
         ("temperature", 2.1), ("top_p", 0), ("top_p", 1.1), ("top_k", -2), ("min_p", -0.1), ("min_p", 1.5),
-        ("repetition_penalty", 0), ("presence_penalty", 2.5), ("frequency_penalty", -2.5), ("n", 0), ("n", 129),
+        ("top_p", 1e-7), ("repetition_penalty", 0), ("repetition_penalty", 0.005),
+        ("presence_penalty", 2.5), ("frequency_penalty", -2.5), ("n", 0), ("n", 129),
         ("seed", 2**63), ("stop", ["a"] * 17), ("top_logprobs", 21), ("timeout", 0), ("timeout", -1),
     ],
 )  # fmt: skip
@@ -185,7 +188,7 @@ def test_parts_that_are_not_text(server: RunningServer) -> None:
     tool = [{"role": "tool", "content": "a", "tool_call_id": "1"}]
     assert chat(server, messages=tool).status_code == 400
     called = [{"role": "assistant", "content": "a", "tool_calls": [{"id": "1"}]}]
-    refused(chat(server, messages=called), 400, "unsupported_parameter", "tool_calls")
+    refused(chat(server, messages=called), 400, "unsupported_parameter", "messages[0].tool_calls")
 
 
 def test_over_long_prompt_names_the_numbers(server: RunningServer) -> None:
@@ -201,7 +204,7 @@ def test_over_long_prompt_names_the_numbers(server: RunningServer) -> None:
 def test_prompts_without_tokens(server: RunningServer) -> None:
     refused(complete(server, prompt=""), 400, "invalid_value", "prompt")
     refused(complete(server, prompt=[]), 400, "invalid_value", "prompt")
-    refused(complete(server, prompt=[[]]), 400, "invalid_value", "prompt")
+    refused(complete(server, prompt=[[]]), 400, "invalid_value", "prompt[0]")
     refused(complete(server, prompt=[10**6]), 400, "invalid_value", "prompt")
     refused(complete(server, prompt=[-1]), 400, "invalid_value", "prompt")
 
@@ -215,8 +218,10 @@ def test_invalid_utf8_and_broken_json(server: RunningServer) -> None:
     def send(content: bytes) -> httpx.Response:
         return server.http.post(CHAT, content=content, headers={"content-type": "application/json"})
 
-    refused(send(b'{"model": "\xff\xfe", "messages": []}'), 400, "invalid_json")
-    refused(send(b'{"model": "acme/chat", '), 400, "invalid_json")
+    assert "not UTF-8" in refused(send(b'{"model": "\xff\xfe", "messages": []}'), 400, "invalid_json")
+    assert "not JSON" in refused(send(b'{"model": "acme/chat", '), 400, "invalid_json")
+    assert "nested too deep" in refused(send(b"[" * 100_000), 400, "invalid_json")
+    assert "too many digits" in refused(send(b'{"n": ' + b"9" * 5000 + b"}"), 400, "invalid_json")
     refused(send(b"hello"), 400, "invalid_json")
     assert send(b"").status_code == 400
     assert send(b"[]").status_code == 400
@@ -261,9 +266,76 @@ def test_huge_body(server: RunningServer) -> None:
     )
 
 
+def test_a_million_items_of_which_the_last_is_wrong(server: RunningServer) -> None:
+    """A list is left at its first wrong item, and is checked against what it looks like alone."""
+    began = time.monotonic()
+    refused(complete(server, prompt=[1] * 900_000 + ["a"]), 400, "invalid_value", "prompt[900000]")
+    refused(chat(server, messages=[1] * 900_000), 400, "invalid_value", "messages[0]")
+    refused(complete(server, stop=[1] * 900_000), 400, "invalid_value", "stop[0]")
+    refused(server.http.post(CLASSIFY, json={"model": "acme/label", "input": [""] * 70_000}), 400, "invalid_value",
+            "input")  # fmt: skip
+    refused(complete(server, **{f"x{number}": 1 for number in range(200_000)}), 400, "unknown_field", "x0")
+    assert time.monotonic() - began < 8  # seconds less than it was for the first of them
+
+
+def test_a_wrong_kind_is_told_in_one_sentence(server: RunningServer) -> None:
+    for response, field, wanted in [
+        (complete(server, prompt=5), "prompt", "a text, a list of token ids, or a list of either"),
+        (complete(server, stop={}), "stop", "a text or a list of texts"),
+        (chat(server, messages=[{"role": "user", "content": 5}]), "messages[0].content", "a list of text parts"),
+        (server.http.post(CLASSIFY, json={"model": "acme/label", "input": 5}), "input", "a text or a list of texts"),
+    ]:
+        message = refused(response, 400, "invalid_value", field)
+        assert wanted in message
+        assert ";" not in message
+
+
+def test_texts_have_characters_and_nested_fields_a_path(server: RunningServer) -> None:
+    assert "at least 1 character" in refused(chat(server, model=""), 400, "invalid_value", "model")
+    assert "at least 1 character" in refused(complete(server, stop=""), 400, "invalid_value", "stop")
+    named = [*TURNS, {"role": "user", "content": "a", "name": "x"}]
+    message = refused(chat(server, messages=named), 400, "unsupported_parameter", "messages[1].name")
+    assert "messages[1].name" in message
+
+
+def test_a_compressed_body_is_415(server: RunningServer) -> None:
+    packed = gzip.compress(json.dumps({"model": "acme/chat", "messages": TURNS}).encode())
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    refused(server.http.post(CHAT, content=packed, headers=headers), 415, "unsupported_encoding")
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(server: RunningServer) -> None:
+    huge = "word " * 600_000
+    for response, field in [
+        (complete(server, prompt=huge), "prompt"),
+        (chat(server, messages=[{"role": "user", "content": huge}]), "messages"),
+        (server.http.post(INSTRUCT, json={"model": "acme/write", "instruction": "a", "input": huge}), "instruction"),
+    ]:
+        message = refused(response, 400, "context_length_exceeded", field)
+        assert "characters" in message
+        assert "256" in message
+
+
+def test_answers_without_a_route_are_counted_under_their_path(server: RunningServer) -> None:
+    labels = [(CHAT, "413"), ("/docs", "200"), ("/openapi.json", "200")]
+    before = [server.metric("tenora_requests_total", route=route, status=status) for route, status in labels]
+    server.http.post(CHAT, content=b"x" * (5 << 20), headers={"content-type": "application/json"})
+    server.http.get("/docs")
+    server.http.get("/openapi.json")
+    after = [server.metric("tenora_requests_total", route=route, status=status) for route, status in labels]
+    assert after == [count + 1 for count in before]
+
+
 def test_unknown_routes_and_methods(server: RunningServer) -> None:
     refused(server.http.get("/v1/nothing"), 404, "route_not_found")
     refused(server.http.get(CHAT), 405, "method_not_allowed")
+    assert server.http.get(CHAT).headers["allow"] == "POST"
+    assert "GET" in server.http.post("/healthz").headers["allow"]
+    for slashed in ("/v1/base/", "/healthz/", CHAT + "/"):
+        refused(server.http.get(slashed), 404, "route_not_found")
+    for path in ("/healthz", "/readyz", "/metrics"):
+        head = server.http.head(path)
+        assert (head.status_code, head.content) == (200, b"")
     for stock in ("/", "/info", "/health", "/predict"):
         assert server.http.get(stock).status_code == 404
 

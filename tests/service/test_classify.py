@@ -1,12 +1,20 @@
 """Classification over a real server, against PEFT's own model."""
 
+import dataclasses
+import time
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 
+from adapters.adapter import load_adapter
+from adapters.names import AdapterRef
+from adapters.store import Store
+from adapters.templates import encode_text
 from service.client import TenoraClient
+from service.encode import Encoder
+from service.messages import Classify
 from tests.service.conftest import ADMIN, Home
 from tests.service.running import RunningServer
 from tests.support.tiny import peft_model
@@ -57,6 +65,34 @@ def test_probabilities_are_pefts(server: RunningServer, home: Home) -> None:
 def test_a_long_text_is_cut_as_in_training(server: RunningServer) -> None:
     usage = classify(server, model="acme/label", input="word " * 3000)["usage"]
     assert usage["prompt_tokens"] == 256
+
+
+def test_megabytes_are_cut_before_they_are_tokenised(home: Home) -> None:
+    """What is kept is what the whole text would have given, at either side, and takes no time to speak of."""
+    tokenizer = home.base.tokenizer()
+    seen: list[int] = []
+
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tokenizer, name)
+
+        def __call__(self, text: str, **options: Any) -> Any:
+            seen.append(len(text))
+            return tokenizer(text, **options)
+
+    encoder = Encoder(home.base, 256)
+    version = Store(home.store).resolve(AdapterRef.parse("acme/label"))
+    adapter = load_adapter(version.path, home.base, digest=version.digest)
+    text = "".join(f"word {number} " for number in range(20_000))
+    for side in ("right", "left"):
+        cut = dataclasses.replace(version, manifest=version.manifest.model_copy(update={"truncation_side": side}))
+        encoder._tokenizer = tokenizer
+        work = Classify(None, "acme/label", (text,), time.monotonic() + 30)
+        expected = encode_text(tokenizer, text, min(version.manifest.max_length, 256), side)
+        encoder._tokenizer = Watched()
+        (sequence,) = encoder.sequences("r", work, cut, adapter)
+        assert list(sequence.tokens) == list(expected)
+    assert max(seen) < 20_000 < len(text)
 
 
 def test_many_texts_at_once(server: RunningServer) -> None:

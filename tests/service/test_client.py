@@ -1,11 +1,13 @@
 """The typed client against a real server, sync and async."""
 
 import asyncio
+import json
 
 import httpx
 import pytest
 
 from service.client import AsyncTenoraClient, TenoraClient, TenoraError
+from service.generation import _event
 from tests.service.conftest import ACME, ADMIN, Home
 from tests.service.running import RunningServer, free_port
 
@@ -55,6 +57,31 @@ def test_async(server: RunningServer) -> None:
             assert raised.value.status == 404
 
     asyncio.run(talk())
+
+
+ODD = "one\u2028two\u0085three\rfour"
+
+
+def test_events_are_ascii() -> None:
+    """Clients that end a line at every character Unicode calls a line's end read them whole."""
+    event = _event({"text": ODD})
+    assert event.isascii()
+    assert len(event.decode().splitlines()) == 2
+    assert json.loads(event.removeprefix(b"data: ")) == {"text": ODD}
+
+
+def test_only_a_line_feed_ends_a_line() -> None:
+    chunk = json.dumps({"choices": [{"delta": {"content": ODD}}]}, ensure_ascii=False).encode()
+    body = b"data: " + chunk + b"\r\n\r\ndata: [DONE]\n\n"
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=body))
+    with TenoraClient("http://test", transport=transport) as client:
+        assert list(client.stream("a", "b")) == [ODD]
+
+    async def talk() -> list[str]:
+        async with AsyncTenoraClient("http://test", transport=transport) as client:
+            return [piece async for piece in client.stream("a", "b")]
+
+    assert asyncio.run(talk()) == [ODD]
 
 
 def test_errors_are_typed(server: RunningServer) -> None:

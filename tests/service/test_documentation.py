@@ -1,14 +1,18 @@
 """Every setting, route, status and metric is on its page, and nothing else is."""
 
+import asyncio
 import re
 from pathlib import Path
+from typing import Any
 
+import pytest
 from pydantic_core import PydanticUndefined
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import errors
 from service.engine.stats import EngineStats
 from service.messages import WorkerStats
-from service.metrics import Metrics
+from service.metrics import Metrics, RequestMetrics
 from service.settings import ClientSettings, Settings
 from service.spec import ROUTES
 from tests.service.running import RunningServer
@@ -76,6 +80,28 @@ def test_metrics_before_the_first_report() -> None:
     assert b"tenora_requests" in metrics.render()
     metrics.observe_worker(WorkerStats(EngineStats(), 0, 0, 0))
     assert b"tenora_batch_size_count 0.0" in metrics.render()
+
+
+async def _fails(scope: Scope, receive: Receive, send: Send) -> None:
+    raise RuntimeError("a defect")
+
+
+async def _hangs_up(scope: Scope, receive: Receive, send: Send) -> None:
+    raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize(("app", "status"), [(_fails, "500"), (_hangs_up, "499")])
+def test_a_defect_is_counted_as_ours(app: ASGIApp, status: str) -> None:
+    metrics = Metrics()
+    counted = RequestMetrics(app, metrics, {"/known"})
+    scope = {"type": "http", "path": "/known"}
+
+    async def unused(*_: Any) -> Any:
+        raise AssertionError
+
+    with pytest.raises((RuntimeError, asyncio.CancelledError)):
+        asyncio.run(counted(scope, unused, unused))
+    assert f'tenora_requests_total{{route="/known",status="{status}"}} 1.0' in metrics.render().decode()
 
 
 def test_openapi(server: RunningServer) -> None:

@@ -17,7 +17,7 @@ from service.schemas import UnsupportedFieldError
 STATUSES = {
     "InvalidRequestError": 400, "UnsupportedParameterError": 400, "WrongTaskError": 400, "ContextLengthError": 400,
     "PathNotAllowedError": 400, "AuthenticationError": 401, "PermissionDeniedError": 403, "ModelNotFoundError": 404,
-    "BodyTooLargeError": 413, "QueueFullError": 429,
+    "BodyTimeoutError": 408, "BodyTooLargeError": 413, "EncodedBodyError": 415, "QueueFullError": 429,
     "ClientGoneError": 499, "ServerError": 500, "EngineUnavailableError": 503, "DeadlineExceededError": 504,
 }  # fmt: skip
 ADAPTER_STATUSES = {

@@ -4,6 +4,10 @@ from typing import Any
 
 import pytest
 
+from service.engine.events import TokenLogprob
+from service.formats import COMPLETION, Choice
+from service.generation import _sampling
+from service.schemas import InstructRequest
 from tests.service.running import RunningServer
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
@@ -90,6 +94,38 @@ def test_n_answers_and_lists_of_prompts(server: RunningServer) -> None:
     assert alone["choices"][0]["text"] == reply["choices"][0]["text"]
     single = [post(server, "/v1/completions", **{**body, "prompt": one}) for one in body["prompt"]]
     assert reply["usage"]["prompt_tokens"] == sum(one["usage"]["prompt_tokens"] for one in single)
+
+
+def test_a_choice_is_what_a_request_with_its_seed_writes(server: RunningServer) -> None:
+    body = {"model": "acme/write", "max_tokens": 12, "temperature": 1.3, "ignore_eos": True}
+    prompts = ["Not a fan", "It was"]
+    choices = post(server, "/v1/completions", prompt=prompts, n=4, seed=7, **body)["choices"]
+    alone = [
+        post(server, "/v1/completions", prompt=prompt, seed=seed, **body)["choices"][0]["text"]
+        for prompt in prompts
+        for seed in (7, 8, 9, 10)
+    ]
+    assert [choice["text"] for choice in choices] == alone
+    assert len(set(alone)) == 8
+
+
+def test_a_tiny_temperature_is_greedy(server: RunningServer) -> None:
+    def write(temperature: float) -> list[str]:
+        body = {"model": "acme/write", "prompt": "It was", "n": 3, "max_tokens": 8, "ignore_eos": True}
+        choices = post(server, "/v1/completions", temperature=temperature, **body)["choices"]
+        return [choice["text"] for choice in choices]
+
+    assert write(0.0009) == write(5e-324) == write(0)
+    for asked, sampled in [(0.0009, 0.0), (5e-324, 0.0), (0.001, 0.001), (None, 1.0)]:
+        assert _sampling(InstructRequest(model="m", instruction="i", temperature=asked), None).temperature == sampled
+
+
+def test_text_offsets_are_places_in_the_text() -> None:
+    choice = Choice()
+    for text, token in [("It", "It"), ("", "\ufffd"), ("é", "\ufffd"), ("", "<|end|>"), (" was", " was")]:
+        choice.add(text, [TokenLogprob(1, token, (), -1.0, ())])
+    assert COMPLETION.logprobs(choice)["text_offset"] == [0, 2, 2, 3, 3]
+    assert COMPLETION.logprobs(choice, 3)["text_offset"] == [3, 3]
 
 
 def test_token_ids_are_a_prompt(server: RunningServer) -> None:

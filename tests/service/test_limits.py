@@ -27,7 +27,7 @@ def slow(home: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runni
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FAULTY_PAUSE_S", "0.02")
         module = {"module": "tests.service.faulty_server", "arguments": ()}
-        limits = {"max_queue": 4, "request_timeout": 20, "max_body_bytes": 100_000, "max_running": 2}
+        limits = {"max_queue": 4, "request_timeout": 20, "max_body_bytes": 100_000, "body_timeout": 1, "max_running": 2}
         with running(log, key=ADMIN, api_keys=KEYS, **module, **limits, **home.settings) as started:
             yield started
             os.killpg(started.process.pid, signal.SIGTERM)  # as a service manager does, not to the main process alone
@@ -153,6 +153,18 @@ def test_413_closes_without_reading_on(slow: RunningServer) -> None:
         while b"body_too_large" not in answer and (more := raw.recv(65536)):
             answer += more
     assert answer.startswith(b"HTTP/1.1 413")
+
+
+def test_408_for_a_body_that_does_not_come(slow: RunningServer) -> None:
+    with socket.create_connection(("127.0.0.1", slow.port), timeout=10) as raw:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-API-Key: {ADMIN}\r\nContent-Type: application/json\r\n"
+        raw.sendall((head + "Content-Length: 100\r\n\r\n{").encode())
+        answer, began = b"", time.monotonic()
+        while more := raw.recv(65536):  # until the server closes the connection
+            answer += more
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"body_timeout" in answer
+    assert 0.5 < time.monotonic() - began < 5
 
 
 def cancelled(server: RunningServer) -> float:

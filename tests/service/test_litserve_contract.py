@@ -73,7 +73,7 @@ def test_server_pid_is_the_main_process(server: TenoraServer) -> None:
 def test_hooks_that_are_overridden_exist() -> None:
     for name in (
         "lifespan", "_init_manager", "verify_worker_status", "_start_worker_monitoring", "_perform_graceful_shutdown",
-        "launch_single_inference_worker", "_register_spec_endpoints", "run",
+        "launch_single_inference_worker", "_start_server", "_register_spec_endpoints", "run",
     ):  # fmt: skip
         assert callable(getattr(LitServer, name)), name
     assert list(inspect.signature(LitServer._start_worker_monitoring).parameters) == [
@@ -99,6 +99,11 @@ def test_manager_has_a_process() -> None:
 def test_drain_time_reaches_uvicorn(server: TenoraServer) -> None:
     assert server.uvicorn_graceful_timeout == 7 + CUT_OFF_S
     assert "timeout_graceful_shutdown=self.uvicorn_graceful_timeout" in source(LitServer._start_server)
+
+
+def test_sockets_are_passed_to_the_http_process() -> None:
+    assert "sockets" in inspect.signature(LitServer._start_server).parameters
+    assert "args=(response_queue_id, sockets)" in source(LitServer._start_server)
 
 
 def test_statuses() -> None:

@@ -9,8 +9,11 @@ from typing import Any
 import httpx
 import pytest
 
+from adapters.cache import HostCache
+from adapters.errors import AdapterFormatError
 from adapters.names import AdapterName
 from adapters.store import Store
+from service.catalog import Catalog
 from tests.service.conftest import ACME, ADMIN, ZETA, Home
 from tests.service.running import RunningServer
 from tests.support.tiny import write_peft_adapter
@@ -113,6 +116,56 @@ def test_relative_paths_are_inside_the_allowed_folder(server: RunningServer, hom
     assert missing.status_code == 404
     assert missing.json()["error"]["message"].startswith("No adapter found")
     Store(home.store).delete(AdapterName("acme", "relative"))
+
+
+def test_the_bases_name_is_no_adapters(server: RunningServer, acme: httpx.Client, home: Home) -> None:
+    """`tiny-llama` means the base; an adapter of that name could be loaded and never reached."""
+    refused = load(acme, "tiny-llama", home.folders / "acme-write")
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "lora_name"
+    assert "base" in refused.json()["error"]["message"]
+    assert "acme/tiny-llama" not in server.http.get("/v1/models").text
+
+
+def test_refusals_tell_the_parameter_and_no_path(server: RunningServer, home: Home) -> None:
+    empty = home.folders / "empty"
+    empty.mkdir()
+    try:
+        for path in ("empty", empty, ".", home.folders):
+            response = load(server.http, "acme/nothing", path)
+            assert 400 <= response.status_code < 500
+            assert response.json()["error"]["param"] == "lora_path"
+            if path in ("empty", "."):
+                assert str(home.folders) not in response.text
+                assert str(home.store) not in response.text
+        assert response.json()["error"]["code"] == "path_not_allowed"
+    finally:
+        empty.rmdir()
+    for name in ("acme", "acme/UPPER", "acme/a/b"):
+        assert load(server.http, name, "zeta-write").json()["error"]["param"] == "lora_name"
+
+
+def test_paths_of_the_server_are_left_out_of_refusals(home: Home, tmp_path: Path) -> None:
+    folder = home.folders / "acme-write"
+
+    class Failing(Store):
+        def publish(self, *_: Any, **__: Any) -> Any:
+            raise AdapterFormatError(
+                f"{folder}/adapter_config.json: [Errno 13] '{self.root}/.staging/x1/adapter_config.json', "
+                f"there is no folder {folder}, see /proc/self/fd and a/b",
+                key="adapter_config.json",
+            )
+
+    catalog = Catalog(home.base, Failing(tmp_path / "store"), HostCache(0, lambda _: None), 256, (home.folders,))  # type: ignore[arg-type,return-value]
+    with pytest.raises(AdapterFormatError) as raised:
+        catalog.load("acme/new", "acme-write", None, in_place=False)
+    assert raised.value.key == "lora_path"
+    assert str(tmp_path) not in raised.value.message
+    assert str(home.folders) not in raised.value.message
+    assert "/proc" not in raised.value.message
+    assert "adapter_config.json: [Errno 13]" in raised.value.message
+    assert "no folder acme-write" in raised.value.message
+    assert "a/b" in raised.value.message
 
 
 def test_a_key_reaches_its_own_tenant_only(server: RunningServer, acme: httpx.Client, home: Home) -> None:

@@ -123,6 +123,28 @@ def test_sigterm_drains_and_leaves_nothing(home: Home, log: Path) -> None:
         assert "Traceback" not in server.output()
 
 
+def answered_or_refused(server: RunningServer) -> str:
+    """What happens to a new connection; a server that neither answers nor refuses shows as a timeout."""
+    try:
+        return str(httpx.get(f"{server.url}/healthz", timeout=2).status_code)
+    except httpx.TransportError as error:
+        return type(error).__name__
+
+
+@pytest.mark.usefixtures("paused")
+def test_new_connections_are_refused_during_the_drain(home: Home, log: Path) -> None:
+    with running(log, **FAULTY, **home.settings) as server:
+        stream = Background(server, stream=True)
+        eventually(lambda: stream.status == 200, what="a begun stream")
+        server.process.send_signal(signal.SIGTERM)
+        eventually(lambda: answered_or_refused(server) == "ConnectError", 2, "a refusal")
+        assert server.process.poll() is None
+        assert answered_or_refused(server) == "ConnectError"
+        assert server.process.wait(30) == 0
+        assert stream.wait().lines[-1] == "data: [DONE]"
+        assert "Traceback" not in server.output(), server.output()
+
+
 def test_what_outlasts_the_drain_gets_an_error(home: Home, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAULTY_PAUSE_S", "0.2")
     with running(log, drain_timeout=1, **FAULTY, **home.settings) as server:

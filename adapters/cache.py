@@ -39,11 +39,12 @@ class HostCache:
     def get(self, version: Version) -> Adapter:
         """The adapter of a version, read from the store if it is not here; safe to call from any thread."""
         digest = version.digest
+        adapter = self.peek(version)
+        if adapter is not None:
+            return adapter
         with self._lock:
-            adapter = self._kept.get(digest)
+            adapter = self._kept.get(digest)  # read by somebody else since
             if adapter is not None:
-                self._kept.move_to_end(digest)
-                self._hits += 1
                 return _known_as(adapter, version)
             waiting = self._loading.get(digest)
             future = self._loading.setdefault(digest, Future())
@@ -52,6 +53,16 @@ class HostCache:
         if waiting is None:
             self._read(version, future)
         return _known_as(future.result(), version)
+
+    def peek(self, version: Version) -> Adapter | None:
+        """The adapter of a version if it is here, which counts as a use; never reads the store."""
+        with self._lock:
+            adapter = self._kept.get(version.digest)
+            if adapter is None:
+                return None
+            self._kept.move_to_end(version.digest)
+            self._hits += 1
+            return _known_as(adapter, version)
 
     def contains(self, digest: str) -> bool:
         """Whether a version is here already."""

@@ -126,7 +126,14 @@ class EngineAPI(LitAPI):  # type: ignore[misc]  # LitServe has no types
 
         self.cache = HostCache(settings.host_cache_bytes, load)
         self.encoder = Encoder(base, self.engine.max_model_len)
-        self.catalog = Catalog(base, store, self.cache, self.engine.max_model_len, settings.adapter_folders)
+        self.catalog = Catalog(
+            base,
+            store,
+            self.cache,
+            max_model_len=self.engine.max_model_len,
+            max_lora_rank=settings.max_lora_rank,
+            folders=settings.adapter_folders,
+        )
 
     def make_engine(self, base: Any) -> Any:
         """Build the engine; a test that provokes a failure builds another one."""

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import AuthenticationError
+from service.openapi import DOCS_ASSETS
 from service.settings import EVERY_TENANT
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
@@ -30,7 +31,7 @@ class Auth:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with its tenant, or answer 401."""
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or not self._tenants:
+        if scope["type"] != "http" or _is_open(scope["path"]) or not self._tenants:
             await self._app(scope, receive, send)
             return
         tenant = self._tenant_of(_shown_key(Headers(scope=scope)))
@@ -50,6 +51,10 @@ class Auth:
             if hmac.compare_digest(shown, digest):
                 found = tenant
         return found
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(f"{DOCS_ASSETS}/")
 
 
 def tenant_of(request: Request) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from adapters.base import BaseSource
 from adapters.cache import HostCache
+from adapters.config import read_lora_config
 from adapters.errors import AdapterError, AdapterNameError, AdapterNotFoundError
 from adapters.names import LATEST, AdapterName, AdapterRef
 from adapters.store import Store, Version
@@ -41,16 +42,25 @@ class Catalog:
         store: The adapters.
         cache: Adapters in host memory; an unloaded one is dropped from it.
         max_model_len: Longest prompt plus answer in tokens.
+        max_lora_rank: Largest rank that a slot can hold.
         folders: Where adapters may be imported from.
     """
 
     def __init__(
-        self, base: BaseSource, store: Store, cache: HostCache, max_model_len: int, folders: tuple[Path, ...]
+        self,
+        base: BaseSource,
+        store: Store,
+        cache: HostCache,
+        *,
+        max_model_len: int,
+        max_lora_rank: int,
+        folders: tuple[Path, ...],
     ) -> None:
         self.base = base
         self._store = store
         self._cache = cache
         self._max_model_len = max_model_len
+        self._max_lora_rank = max_lora_rank
         self._folders = tuple(folder.expanduser().resolve() for folder in folders)
         self._started = int(time.time())
 
@@ -103,12 +113,11 @@ class Catalog:
                 param="lora_name",
             )
         version = self._in_store(path, tenant)
-        if version is None:
-            self._publish(self._allowed_folder(path), target)
-        elif version.name == target:
+        folder = version.path if version is not None else self._allowed_folder(path)
+        if version is not None and version.name == target:
             self._store.set_alias(target, LATEST, version.digest)
         else:
-            self._publish(version.path, target)
+            self._publish(folder, target)
         self._store.set_served(target, True)
         return f"Success: LoRA adapter '{name}' added successfully."
 
@@ -139,6 +148,7 @@ class Catalog:
     def _publish(self, folder: Path, target: AdapterName) -> None:
         """Publish a folder; a refusal tells the client about its parameter and nothing about our disks."""
         try:
+            self._check_rank(folder)
             self._store.publish(folder, target, self.base)
         except AdapterError as error:
             for place in (folder, self._store.root.resolve(), self._store.root):
@@ -152,6 +162,16 @@ class Catalog:
         if tenant is not None and name.tenant != tenant:
             raise PermissionDeniedError(f"This key belongs to the tenant '{tenant}'.", param="lora_name")
         return name
+
+    def _check_rank(self, folder: Path) -> None:
+        spec = read_lora_config(folder)
+        rank = max([spec.r, *spec.rank_pattern.values()])
+        if rank > self._max_lora_rank:
+            raise InvalidRequestError(
+                f"The adapter has rank {rank}; this server holds ranks up to {self._max_lora_rank} "
+                "(TENORA_MAX_LORA_RANK).",
+                param="lora_path",
+            )
 
     def _is_served(self, name: AdapterName) -> bool:
         return name in self._store.names(name.tenant) and self._store.is_served(name)

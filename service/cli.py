@@ -88,7 +88,7 @@ def serve(
 ) -> None:
     """Serve a base and the adapters of a store over HTTP. Each option is also a variable TENORA_<OPTION>."""
     for name in unknown_variables():
-        sys.stderr.write(f"tenora: {name} is no setting and is ignored\n")
+        sys.stderr.write(f"tenora: {name} is no setting of the server and is ignored\n")
     try:
         settings = load_settings(
             base=base,

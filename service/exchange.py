@@ -38,6 +38,8 @@ class Exchange:
         async for event in self.pending.outputs():
             if isinstance(event, TokenEvent):
                 self._time(event.index, last)
+            else:
+                self._metrics.queue_seconds.observe(event.queue_s)
             yield event
 
     def headers(self, tier: str | None = None) -> dict[str, str]:

@@ -52,6 +52,10 @@ class Metrics:
         self.itl = Histogram(
             "tenora_itl_seconds", "Time between two tokens of a sequence.", buckets=_SECONDS, registry=self.registry
         )
+        self.queue_seconds = Histogram(
+            "tenora_queue_seconds", "Time a sequence waited for its place in the batch.", buckets=_SECONDS,
+            registry=self.registry,
+        )  # fmt: skip
         self.rejected = Counter("tenora_rejected", "Requests answered with 429.", registry=self.registry)
         self.cancelled = Counter(
             "tenora_cancelled", "Requests taken out of the engine before they were finished.", registry=self.registry
@@ -114,6 +118,7 @@ def _engine_metrics(stats: WorkerStats) -> Iterator[Metric]:
     yield _counter("adapter_swaps", "Adapters copied into a slot.", engine.adapter_loads)
     yield _counter("adapter_evictions", "Adapters that lost their slot.", engine.adapter_evictions)
     yield _gauge("adapters_resident", "Adapters in slots.", engine.adapters_resident)
+    yield _gauge("adapter_pins", "Sequences that keep an adapter in its slot.", engine.pins)
     yield _lookups(stats)
     yield _gauge("host_cache_bytes", "Size of the adapters kept in host memory.", stats.host_cache_bytes)
     yield _gauge("kv_blocks_total", "Blocks of the KV cache.", engine.kv_rows_total)

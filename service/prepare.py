@@ -101,10 +101,9 @@ class Preparer:
     def _resolve(self, job: _Job) -> None:
         version = self._catalog.resolve(job.work.model, job.work.tenant)
         check_task(job.work, version, self._catalog.base)
-        if version is None:
-            self._encode(job, None, None, cold=False)
-        elif self._cache.contains(version.digest):
-            self._encode(job, version, self._cache.get(version), cold=False)
+        adapter = None if version is None else self._cache.peek(version)
+        if version is None or adapter is not None:
+            self._encode(job, version, adapter, cold=False)
         else:
             self._wait_for(job, version)
 

@@ -31,7 +31,7 @@ from service.engine_client import EngineClient
 from service.handlers import add_error_handlers
 from service.messages import BaseInfo, WorkerGone
 from service.metrics import Metrics, RequestMetrics
-from service.openapi import describe_app
+from service.openapi import DOCS, DOCS_ASSETS, add_docs, describe_app
 from service.orphans import exit_with
 from service.settings import Settings
 from service.spec import ROUTES, TenoraSpec, add_head_routes
@@ -40,7 +40,7 @@ from service.supervisor import Supervisor
 
 START_FAILED, VITAL_DIED = 2, 1
 CUT_OFF_S = 2
-_OWN_PATHS = frozenset({"/openapi.json", "/docs", *(route.path for route in ROUTES)})
+_OWN_PATHS = frozenset({"/openapi.json", DOCS, DOCS_ASSETS, *(route.path for route in ROUTES)})
 
 
 class StartError(RuntimeError):
@@ -72,6 +72,7 @@ class TenoraServer(LitServer):  # type: ignore[misc]  # LitServe has no types
         # What is left at the end of the drain gets an error; only what does not take that is cut off.
         self.uvicorn_graceful_timeout = settings.drain_timeout + CUT_OFF_S
         self._drop_stock_routes()
+        add_docs(self.app)
         self.app.router.redirect_slashes = False  # /v1/base/ is no route of ours
         add_head_routes(self.app)
         add_error_handlers(self.app)
@@ -137,7 +138,7 @@ class TenoraServer(LitServer):  # type: ignore[misc]  # LitServe has no types
 
     def _drop_stock_routes(self) -> None:
         # LitServe's own pages know nothing of keys and tenants; ours replace them.
-        kept = [route for route in self.app.router.routes if getattr(route, "path", None) in _OWN_PATHS]
+        kept = [route for route in self.app.router.routes if getattr(route, "path", None) in _OWN_PATHS - {DOCS}]
         self.app.router.routes[:] = kept
 
     # ── main process ──────────────────────────────────────────────────────────────────────────────────────

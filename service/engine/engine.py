@@ -148,8 +148,6 @@ class Engine:
         return events
 
     def _append(self, sequence: Sequence, token: int, logits: Tensor) -> list[Event]:
-        if not sequence.completion_tokens:
-            sequence.first_token_at = self._clock()
         sequence.tokens.append(token)
         self._stats.generated_tokens += 1
         detokenizer = self._detokenizer(sequence)
@@ -193,8 +191,6 @@ class Engine:
             prompt_tokens=sequence.prompt_tokens,
             completion_tokens=sequence.completion_tokens,
             queue_s=sequence.admitted_at - sequence.arrived_at,
-            prefill_s=sequence.first_token_at - sequence.admitted_at,
-            decode_s=self._clock() - sequence.first_token_at,
             tier=sequence.tier,
         )
 
@@ -213,7 +209,6 @@ class Engine:
                         probabilities=tuple(probabilities.tolist()),
                         prompt_tokens=sequence.prompt_tokens,
                         queue_s=sequence.admitted_at - sequence.arrived_at,
-                        compute_s=self._clock() - sequence.admitted_at,
                         tier=sequence.tier,
                     )
                 )

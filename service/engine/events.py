@@ -54,8 +54,6 @@ class FinishedEvent:
     prompt_tokens: int
     completion_tokens: int
     queue_s: float
-    prefill_s: float
-    decode_s: float
     tier: Tier
 
 
@@ -68,7 +66,6 @@ class ClassifiedEvent:
     probabilities: tuple[float, ...]
     prompt_tokens: int
     queue_s: float
-    compute_s: float
     tier: Tier
 
 

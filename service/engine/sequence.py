@@ -17,7 +17,7 @@ class Sequence:
     """
 
     __slots__ = (
-        "adapter", "admitted_at", "arrived_at", "computed", "deadline", "first_token_at", "index",
+        "adapter", "admitted_at", "arrived_at", "computed", "deadline", "index",
         "prompt_tokens", "request_id", "row", "sampling", "slot", "tier", "tokens",
     )  # fmt: skip
 
@@ -57,7 +57,6 @@ class Sequence:
         self.tier: Tier = "base"
         self.arrived_at = time.monotonic()
         self.admitted_at = 0.0
-        self.first_token_at = 0.0
 
     @property
     def key(self) -> tuple[str, int]:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from pydantic_core import PydanticUndefined
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -115,3 +116,12 @@ def test_openapi(server: RunningServer) -> None:
     fields = schema["components"]["schemas"]["ChatRequest"]["properties"]
     assert all("description" in field for field in fields.values())
     assert "Tenora" in server.http.get("/docs").text
+
+
+def test_the_page_loads_nothing_from_elsewhere(server: RunningServer) -> None:
+    page = httpx.get(f"{server.url}/docs").text
+    links = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(links) == 3
+    for link in links:
+        assert link.startswith("/docs-assets/")
+        assert httpx.get(f"{server.url}{link}").status_code == 200

@@ -120,7 +120,7 @@ def test_the_spec_registers_every_route_and_streams(server: TenoraServer) -> Non
     ]
     assert server.litapi_connector.any_stream()
     paths = {getattr(route, "path", "") for route in server.app.router.routes}
-    assert paths == {route.path for route in ROUTES} | {"/docs", "/openapi.json"}
+    assert paths == {route.path for route in ROUTES} | {"/docs", "/docs-assets", "/openapi.json"}
 
 
 def test_the_api_travels_to_another_process(server: TenoraServer) -> None:

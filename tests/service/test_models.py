@@ -14,6 +14,7 @@ from adapters.errors import AdapterFormatError
 from adapters.names import AdapterName
 from adapters.store import Store
 from service.catalog import Catalog
+from service.errors import InvalidRequestError
 from tests.service.conftest import ACME, ADMIN, ZETA, Home
 from tests.service.running import RunningServer
 from tests.support.tiny import write_peft_adapter
@@ -156,7 +157,14 @@ def test_paths_of_the_server_are_left_out_of_refusals(home: Home, tmp_path: Path
                 key="adapter_config.json",
             )
 
-    catalog = Catalog(home.base, Failing(tmp_path / "store"), HostCache(0, lambda _: None), 256, (home.folders,))  # type: ignore[arg-type,return-value]
+    catalog = Catalog(
+        home.base,
+        Failing(tmp_path / "store"),
+        HostCache(0, lambda _: None),
+        max_model_len=256,
+        max_lora_rank=64,
+        folders=(home.folders,),
+    )  # type: ignore[arg-type,return-value]
     with pytest.raises(AdapterFormatError) as raised:
         catalog.load("acme/new", "acme-write", None, in_place=False)
     assert raised.value.key == "lora_path"
@@ -252,3 +260,19 @@ def test_a_version_that_was_altered_on_disk_is_refused(server: RunningServer, ho
     assert response.status_code == 422
     assert response.json()["error"]["code"] == "adapter_invalid"
     store.delete(name)
+
+
+def test_an_adapter_of_too_high_a_rank_is_refused_before_it_is_served(home: Home, tmp_path: Path) -> None:
+    folder = write_peft_adapter(home.base.path, tmp_path / "folders" / "high", r=80, seed=40)
+    store = Store(tmp_path / "store")
+    catalog = Catalog(
+        home.base,
+        store,
+        HostCache(0, lambda _: None),  # type: ignore[arg-type,return-value]
+        max_model_len=256,
+        max_lora_rank=64,
+        folders=(folder.parent,),
+    )
+    with pytest.raises(InvalidRequestError, match="rank 80; this server holds ranks up to 64"):
+        catalog.load("acme/high", "high", None, in_place=False)
+    assert store.names(None) == []

@@ -70,7 +70,7 @@ class ScriptedEngine:
         events: list[Event] = []
         for sequence in self.sequences:
             events.append(TokenEvent(*sequence.key, "x", (1,)))
-            events.append(FinishedEvent(*sequence.key, "length", sequence.prompt_tokens, 1, 0, 0, 0, "base"))
+            events.append(FinishedEvent(*sequence.key, "length", sequence.prompt_tokens, 1, 0, "base"))
         self.sequences = []
         return events
 
@@ -100,7 +100,7 @@ class Bench:
             return load_adapter(version.path, home.base, digest=version.digest, ref=str(version.name))
 
         cache = HostCache(cache_bytes, load)
-        catalog = Catalog(home.base, store, cache, 256, ())
+        catalog = Catalog(home.base, store, cache, max_model_len=256, max_lora_rank=64, folders=())
         encoder = Encoder(home.base, 256)
         self.worker = Worker(
             self.engine,

@@ -175,11 +175,13 @@ def _train() -> None:
 def _client(url: str | None, key: str | None) -> Iterator[Any]:
     from service.client import TenoraClient, TenoraError
 
-    settings = load_client_settings(url=url, api_key=key)
-    shown = settings.api_key.get_secret_value() if settings.api_key is not None else None
     try:
+        settings = load_client_settings(url=url, api_key=key)
+        shown = settings.api_key.get_secret_value() if settings.api_key is not None else None
         with TenoraClient(settings.url, shown) as client:
             yield client
+    except SettingsError as error:
+        raise fail(str(error)) from error
     except TenoraError as error:
         raise fail(error.message) from error
 

@@ -53,7 +53,8 @@ class TenoraClient:
         timeout: float = DEFAULT_TIMEOUT_S,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._http = httpx.Client(base_url=url, headers=headers(api_key), timeout=timeout, transport=transport)
+        with reachable():
+            self._http = httpx.Client(base_url=url, headers=headers(api_key), timeout=timeout, transport=transport)
 
     def __enter__(self) -> Self:
         return self
@@ -131,7 +132,8 @@ class AsyncTenoraClient:
         timeout: float = DEFAULT_TIMEOUT_S,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._http = httpx.AsyncClient(base_url=url, headers=headers(api_key), timeout=timeout, transport=transport)
+        with reachable():
+            self._http = httpx.AsyncClient(base_url=url, headers=headers(api_key), timeout=timeout, transport=transport)
 
     async def __aenter__(self) -> Self:
         return self

@@ -93,7 +93,9 @@ def reachable() -> Iterator[None]:
         raise TenoraError(0, "timeout", f"the server at {_place(error)} did not answer in time") from error
     except httpx.ConnectError as error:
         raise TenoraError(0, "unreachable", f"there is no server at {_place(error)}: start `tenora serve`") from error
-    except (httpx.TransportError, httpx.InvalidURL) as error:
+    except httpx.InvalidURL as error:
+        raise TenoraError(0, "invalid_url", f"{error}: give the server's URL as http://host:port") from error
+    except httpx.TransportError as error:
         raise TenoraError(0, "transport", f"the connection broke: {error}") from error
 
 

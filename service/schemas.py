@@ -73,11 +73,9 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "moderation": (),
     "parallel_tool_calls": (True, False),
     "prediction": (),
-    "prompt_cache_key": (),
     "prompt_cache_retention": (),
     "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
-    "safety_identifier": (),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "suffix": ("",),
@@ -174,6 +172,8 @@ class Sampling(WireModel):
     )
     user: Text | None = Field(None, description="Accepted for OpenAI's clients; it changes nothing.")
     metadata: dict[str, Any] | None = Field(None, description="Accepted for OpenAI's clients; it changes nothing.")
+    prompt_cache_key: Text | None = Field(None, description="Accepted for OpenAI's clients; it changes nothing.")
+    safety_identifier: Text | None = Field(None, description="Accepted for OpenAI's clients; it changes nothing.")
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> Self:

@@ -52,7 +52,7 @@ class Settings(StoreSettings):
     max_running: PositiveInt = Field(32, description="Sequences that may hold KV cache at once.")
     max_model_len: PositiveInt | None = Field(
         None,
-        description="Longest prompt plus answer in tokens; if unset the base's context, or what lets eight fit the KV cache.",
+        description="Longest prompt plus answer in tokens; if unset the base's, or what lets eight fit the KV cache.",
     )
     max_step_tokens: PositiveInt = Field(512, description="Tokens that one step may compute.")
     adapter_slots: PositiveInt = Field(16, description="Adapters resident in device memory at once.")

@@ -178,7 +178,8 @@ def test_unsupported_parameters_are_refused_by_name(server: RunningServer, field
 
 def test_unsupported_parameters_that_ask_for_nothing_pass(server: RunningServer) -> None:
     off = {"tools": None, "tool_choice": "none", "response_format": {"type": "text"}, "logit_bias": {}, "store": False,
-           "parallel_tool_calls": True, "service_tier": "auto", "user": "u1", "metadata": {"a": "b"}}  # fmt: skip
+           "parallel_tool_calls": True, "service_tier": "auto", "user": "u1", "metadata": {"a": "b"},
+           "prompt_cache_key": "k", "safety_identifier": "s"}  # fmt: skip
     assert chat(server, max_tokens=1, **off).status_code == 200
 
 

@@ -166,3 +166,9 @@ def test_unknown_adapters(home: Home) -> None:
     assert "not in the store" in bad("adapters", "show", "acme/write@00000000", store=home.store)
     assert "no adapter" in bad("adapters", "delete", "acme/nothing", "--yes", store=home.store)
     assert "name" in bad("adapters", "show", "nonsense", store=home.store)
+
+
+def test_a_broken_url_is_one_sentence() -> None:
+    done = in_process("ask", "tenora-base", "Hello", "--url", "http://[::1")
+    assert done.returncode == 2
+    assert "http://host:port" in done.stderr

@@ -3,6 +3,7 @@
 Nothing heavy is imported before the arguments are known, so that ``--help`` is quick.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ _PAGE = 120
 
 app = typer.Typer(
     help="Train a LoRA adapter, compare it with its base, and publish it.",
-    epilog="`tenora train instruct --help` and `tenora train classify --help` explain each flag in a line.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -67,5 +67,9 @@ app.command("classify")(command(ClassifyConfig, lambda flags, recipe: _run("clas
 
 
 def main() -> None:
-    """The entry point of ``python -m training``."""
+    """The entry point of ``python -m training``; its ``--help`` explains the flags of both commands too."""
+    if sys.argv[1:] in (["--help"], ["-h"]):
+        for arguments in (["--help"], ["instruct", "--help"], ["classify", "--help"]):
+            app(arguments, prog_name="tenora train", standalone_mode=False)
+        return
     app(prog_name="tenora train")

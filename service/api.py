@@ -103,10 +103,6 @@ class EngineAPI(LitAPI):  # type: ignore[misc]  # LitServe has no types
             cache_bytes=lambda: self.cache.stats().nbytes,
         )
 
-    def predict(self, x: Any, **kwargs: Any) -> Any:
-        """Never called: the loop drives the engine."""
-        raise NotImplementedError("the engine loop takes the steps")
-
     def _build(self) -> None:
         from adapters.adapter import Adapter, load_adapter
         from adapters.base import resolve_base

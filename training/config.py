@@ -5,6 +5,7 @@ the help line. ``training.flags`` makes the command line from this file, so noth
 """
 
 import tomllib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -22,7 +23,7 @@ def _flag(group: str, default: Any, text: str, **limits: Any) -> Any:
     return Field(default, description=text, json_schema_extra={"group": group}, **limits)
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(BaseModel, ABC):
     """What both tasks share."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -69,9 +70,9 @@ class TrainConfig(BaseModel):
     output: Path | None = _flag(OUTPUT, None, "Folder of the run's files; else build/runs/<task>-<time>.")
 
     @property
+    @abstractmethod
     def task(self) -> str:
         """``instruct`` or ``classify``."""
-        raise NotImplementedError
 
     @field_validator("ignore_columns", "targets", mode="before")
     @classmethod

@@ -60,14 +60,17 @@ def test_adapter_with_wrong_shapes(server: RunningServer, broken: Path) -> None:
         tensors[key] = tensors[key][:, ::2].contiguous()
 
     rewrite(broken, halve)
-    assert load(server, "acme/broken", broken).json()["error"]["code"] == "adapter_mismatch"
+    response = load(server, "acme/broken", broken)
+    assert (response.status_code, response.json()["error"]["code"]) == (422, "adapter_mismatch")
+    assert "lora_A" in response.json()["error"]["message"]
     not_served(server)
 
 
 def test_adapter_with_missing_keys(server: RunningServer, broken: Path) -> None:
     rewrite(broken, lambda tensors: tensors.pop(next(key for key in tensors if "lora_B" in key)))
     response = load(server, "acme/broken", broken)
-    assert response.status_code == 422, response.text
+    assert (response.status_code, response.json()["error"]["code"]) == (422, "adapter_mismatch")
+    assert "lora_B" in response.json()["error"]["message"]
     not_served(server)
 
 

@@ -345,3 +345,8 @@ def test_not_http_at_all(server: RunningServer) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
         raw.sendall(b"\x16\x03\x01 nonsense\r\n\r\n")
         assert b"400" in raw.recv(1000)
+
+
+@pytest.mark.parametrize("count", [-1, 0])
+def test_max_tokens_below_one(server: RunningServer, count: int) -> None:
+    assert "1" in refused(complete(server, max_tokens=count), 400, "invalid_value", "max_tokens")

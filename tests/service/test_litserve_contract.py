@@ -96,6 +96,20 @@ def test_manager_has_a_process() -> None:
         assert manager._process.pid > 0  # type: ignore[attr-defined]
 
 
+def test_what_the_server_keeps_while_it_runs(server: TenoraServer) -> None:
+    """The transport and its manager, the engine processes, and whether they are set up."""
+    prepare, run, launch = (
+        source(LitServer._init_manager),
+        source(LitServer.run),
+        source(LitServer.launch_inference_worker),
+    )
+    assert "self.workers_setup_status = manager.dict()" in prepare
+    assert "self.transport_config.manager = manager" in prepare
+    assert "self._transport = " in prepare
+    assert "self.inference_workers = " in run + launch
+    assert "self.workers_setup_status[" in source(LitServer.launch_single_inference_worker)
+
+
 def test_drain_time_reaches_uvicorn(server: TenoraServer) -> None:
     assert server.uvicorn_graceful_timeout == 7 + CUT_OFF_S
     assert "timeout_graceful_shutdown=self.uvicorn_graceful_timeout" in source(LitServer._start_server)

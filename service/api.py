@@ -118,7 +118,10 @@ class EngineAPI(LitAPI):  # type: ignore[misc]  # LitServe has no types
         self.engine = self.make_engine(base)
 
         def load(version: Version) -> Adapter:
-            return load_adapter(version.path, base, digest=version.digest, ref=str(version.name))
+            # Laid out here, off the step thread, so that a step only points at it.
+            adapter = load_adapter(version.path, base, digest=version.digest, ref=str(version.name))
+            packed: Adapter = self.engine.pack(adapter)
+            return packed
 
         self.cache = HostCache(settings.host_cache_bytes, load)
         self.encoder = Encoder(base, self.engine.max_model_len)
@@ -146,6 +149,8 @@ class EngineAPI(LitAPI):  # type: ignore[misc]  # LitServe has no types
             kv_cache_bytes=settings.kv_cache_bytes,
             dtype=settings.dtype,
             device=settings.device,
+            prefix_reuse=settings.prefix_reuse,
+            kernels=settings.kernels,
             threads=settings.threads,
         )
         return Engine(base, config)

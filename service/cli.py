@@ -73,6 +73,9 @@ def serve(
         Literal["auto", "float32", "bfloat16"] | None, typer.Option(help="Numbers of the base. [auto]")
     ] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Where the base runs. [auto]")] = None,
+    kernels: Annotated[
+        str | None, typer.Option(help="What computes on a CPU: auto, native (compiled for it) or torch.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the CPU kernels.")] = None,
     max_running: Annotated[int | None, typer.Option(help="Sequences that may hold KV cache at once. [32]")] = None,
     adapter_slots: Annotated[int | None, typer.Option(help="Adapters resident in device memory. [16]")] = None,
@@ -98,6 +101,7 @@ def serve(
             port=port,
             dtype=dtype,
             device=device,
+            kernels=kernels,
             threads=threads,
             max_running=max_running,
             adapter_slots=adapter_slots,

@@ -102,6 +102,7 @@ class Encoder:
                     adapter=adapter,
                     sampling=sampling,
                     deadline=work.deadline,
+                    scope=work.tenant or "",
                 )
                 sequences.append(sequence)
         return sequences

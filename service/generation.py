@@ -76,7 +76,7 @@ class Answer:
         self._form = form
         self._n = n
         self._choices = [Choice() for _ in range(count)]
-        self._prompt_tokens = self._completion_tokens = 0
+        self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
         self._tier: str | None = None
         self._head = {
             "id": f"{form.id_prefix}-{exchange.pending.request_id}",
@@ -145,12 +145,14 @@ class Answer:
         self._tier = event.tier
         if event.index % self._n == 0:  # a prompt counts once, however many answers it gets
             self._prompt_tokens += event.prompt_tokens
+            self._cached_tokens += event.cached_tokens
 
-    def _usage(self) -> dict[str, int]:
+    def _usage(self) -> dict[str, Any]:
         return {
             "prompt_tokens": self._prompt_tokens,
             "completion_tokens": self._completion_tokens,
             "total_tokens": self._prompt_tokens + self._completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self._cached_tokens},
         }
 
     def _chunk(self, choices: list[dict[str, Any]], extra: dict[str, Any]) -> bytes:

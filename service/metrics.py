@@ -107,6 +107,7 @@ def _engine_metrics(stats: WorkerStats) -> Iterator[Metric]:
     yield _gauge("sequences_running", "Sequences that hold a place in the batch.", engine.running)
     yield _counter("steps", "Steps of the engine.", engine.steps)
     yield _counter("prompt_tokens", "Tokens of prompts and texts that were computed.", engine.prompt_tokens)
+    yield _counter("cached_prompt_tokens", "Tokens of prompts that were in the KV cache.", engine.cached_tokens)
     yield _counter("generated_tokens", "Tokens that were generated.", engine.generated_tokens)
     yield _counter("classified_texts", "Texts that were classified.", engine.classified_texts)
     yield _histogram("batch_size", "Sequences in a step.", engine.batch_sizes)

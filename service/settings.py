@@ -47,6 +47,9 @@ class Settings(StoreSettings):
         "auto", description="Numbers of the base; auto is bfloat16 where the device computes in it."
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the base runs; auto is cuda if present.")
+    kernels: Literal["auto", "torch", "native"] = Field(
+        "auto", description="What computes on a CPU: compiled for it, torch alone, or auto: compiled where it can be."
+    )
     threads: PositiveInt | None = Field(None, description="Threads of the CPU kernels; PyTorch's choice if unset.")
 
     max_running: PositiveInt = Field(32, description="Sequences that may hold KV cache at once.")
@@ -58,6 +61,9 @@ class Settings(StoreSettings):
     adapter_slots: PositiveInt = Field(16, description="Adapters resident in device memory at once.")
     max_lora_rank: PositiveInt = Field(64, description="Largest adapter rank that is served.")
     kv_cache_bytes: PositiveInt = Field(4 << 30, description="Upper bound of the KV cache in bytes.")
+    prefix_reuse: bool = Field(
+        True, description="Compute a prompt's beginning once for requests of one tenant and adapter that share it."
+    )
     host_cache_bytes: int = Field(1 << 30, ge=0, description="Upper bound of the cache of read adapters in bytes.")
 
     api_keys: dict[str, str] = Field(

@@ -9,11 +9,12 @@ values of every token in flight. It writes keys and values into the KV cache and
                                 └ text to classify: over itself alone, nothing cached
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -80,22 +81,65 @@ class DecodeRows:
         return allowed[:, None, None, :]
 
 
-@dataclass(frozen=True, slots=True)
 class AttentionBatch:
-    """Who attends to what in one step.
+    """Who attends to what in one step, as the different ways to compute it want to have it.
 
-    Shapes:
-        cached: ``[g]`` tokens whose keys and values are kept
-        cached_rows, cached_positions: ``[g]`` where
+    Args:
+        spans: The tokens of every sequence, in order.
+        causal: Whether tokens see only what came before them.
+        cache: Where the spans that have a row keep their keys and values.
+        backend: Computes it.
     """
 
-    cache: KVCache | None
-    causal: bool
-    decode: DecodeRows | None
-    spans: tuple[Span, ...]
-    cached: Tensor
-    cached_rows: Tensor
-    cached_positions: Tensor
+    def __init__(
+        self,
+        spans: Sequence[Span],
+        *,
+        causal: bool,
+        cache: KVCache | None,
+        backend: "AttentionBackend",
+        device: torch.device,
+    ) -> None:
+        self.spans = spans
+        self.causal = causal
+        self.cache = cache
+        self.backend = backend
+        self.device = device
+
+    @cached_property
+    def decode(self) -> DecodeRows | None:
+        """The spans of one cached token."""
+        found = [(span.start, span.row, span.context + 1) for span in self.spans if _decodes(span)]
+        if not found:
+            return None
+        tokens, rows, lengths = zip(*found, strict=True)
+        return DecodeRows(self._tensor(tokens), self._tensor(rows), self._tensor(lengths), max(rows), max(lengths))
+
+    @cached_property
+    def chunks(self) -> tuple[Span, ...]:
+        """The other spans."""
+        return tuple(span for span in self.spans if not _decodes(span))
+
+    @cached_property
+    def cached(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``[g]`` each: the tokens whose keys and values are kept, their cache rows, their positions there."""
+        spans = [span for span in self.spans if span.row is not None]
+        tokens = [token for span in spans for token in range(span.start, span.stop)]
+        rows = [span.row for span in spans for _ in range(span.start, span.stop)]
+        positions = [span.context + i for span in spans for i in range(span.stop - span.start)]
+        return self._tensor(tokens), self._tensor(rows), self._tensor(positions)
+
+    @cached_property
+    def span_masks(self) -> dict[tuple[int, int, int | None], Tensor]:
+        """Masks of chunks by queries, keys and window; the layers share them."""
+        return {}
+
+    def _tensor(self, values: Sequence[Any]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self.device)
+
+
+def _decodes(span: Span) -> bool:
+    return span.row is not None and span.stop - span.start == 1
 
 
 _current: ContextVar[AttentionBatch] = ContextVar("tenora_attention_batch")
@@ -111,8 +155,13 @@ def attending(batch: AttentionBatch) -> Iterator[None]:
         _current.reset(token)
 
 
+def current_batch() -> AttentionBatch:
+    """The batch of the step that is computed now."""
+    return _current.get()
+
+
 @dataclass(frozen=True, slots=True)
-class _Layer:
+class Layer:
     """One layer's call.
 
     Shapes:
@@ -126,6 +175,13 @@ class _Layer:
     index: int
     scaling: float | None
     window: int | None
+
+
+class AttentionBackend(Protocol):
+    """A way to compute attention."""
+
+    def attend(self, layer: Layer, batch: AttentionBatch) -> Tensor:
+        """Keep the keys and values of what is cached, and attend: ``[t, heads, head_dim]``."""
 
 
 def tenora_attention(  # noqa: PLR0917 (transformers fixes the signature)
@@ -155,25 +211,34 @@ def tenora_attention(  # noqa: PLR0917 (transformers fixes the signature)
     batch = _current.get()
     # An encoder's layers need not know their number: nothing of theirs is cached.
     index = getattr(module, "layer_idx", None) or 0
-    layer = _Layer(query[0], key[0], value[0], index, scaling, sliding_window)
-    out = torch.empty_like(layer.q)
-    if batch.cache is not None:
-        _attend_cached(layer, batch, batch.cache, out)
-    for span in batch.spans:
-        out[:, span.start : span.stop] = _attend_span(layer, span, batch)
-    return out.transpose(0, 1).unsqueeze(0), None
+    layer = Layer(query[0], key[0], value[0], index, scaling, sliding_window)
+    return batch.backend.attend(layer, batch).unsqueeze(0), None
 
 
-def _attend_cached(layer: _Layer, batch: AttentionBatch, cache: KVCache, out: Tensor) -> None:
-    """Keep the step's keys and values, then attend for the decode rows."""
-    keys, values = layer.k[:, batch.cached].transpose(0, 1), layer.v[:, batch.cached].transpose(0, 1)
-    cache.write(layer.index, batch.cached_rows, batch.cached_positions, keys, values)
-    if batch.decode is not None:
-        out[:, batch.decode.tokens] = _attend_decode(layer, batch.decode, cache)
+class TorchAttention:
+    """Attention by PyTorch alone, on any device."""
+
+    def attend(self, layer: Layer, batch: AttentionBatch) -> Tensor:
+        """Keep the keys and values of what is cached, and attend: ``[t, heads, head_dim]``."""
+        heads, tokens, head_dim = layer.q.shape
+        out = layer.q.new_empty(tokens, heads, head_dim)
+        if batch.cache is not None:
+            keep(layer, batch, batch.cache)
+            if batch.decode is not None:
+                out[batch.decode.tokens] = _attend_decode(layer, batch.decode, batch.cache)
+        for span in batch.chunks:
+            out[span.start : span.stop] = attend_span(layer, span, batch)
+        return out
 
 
-def _attend_decode(layer: _Layer, decode: DecodeRows, cache: KVCache) -> Tensor:
-    """One query token per cache row, all rows in one product: ``[heads, n, head_dim]``.
+def keep(layer: Layer, batch: AttentionBatch, cache: KVCache) -> None:
+    """Put the step's keys and values into the cache."""
+    tokens, rows, positions = batch.cached
+    cache.write(layer.index, rows, positions, layer.k[:, tokens].transpose(0, 1), layer.v[:, tokens].transpose(0, 1))
+
+
+def _attend_decode(layer: Layer, decode: DecodeRows, cache: KVCache) -> Tensor:
+    """One query token per cache row, all rows in one product: ``[n, heads, head_dim]``.
 
     Query heads that share a KV head stand as query rows, so that nothing is repeated in memory.
     """
@@ -185,11 +250,11 @@ def _attend_decode(layer: _Layer, decode: DecodeRows, cache: KVCache) -> Tensor:
     queries[decode.rows] = layer.q[:, decode.tokens].transpose(0, 1)
     queries = queries.view(-1, kv_heads, heads // kv_heads, head_dim)
     out = sdpa(queries, keys, values, attn_mask=decode.mask(layer.window), scale=layer.scaling)
-    return out.reshape(-1, heads, head_dim)[decode.rows].transpose(0, 1)
+    return out.reshape(-1, heads, head_dim)[decode.rows]
 
 
-def _attend_span(layer: _Layer, span: Span, batch: AttentionBatch) -> Tensor:
-    """A prefill chunk over its cache row, or a text over itself: ``[heads, tokens, head_dim]``."""
+def attend_span(layer: Layer, span: Span, batch: AttentionBatch) -> Tensor:
+    """A prefill chunk over its cache row, or a text over itself: ``[tokens, heads, head_dim]``."""
     tokens = slice(span.start, span.stop)
     if span.context:
         assert batch.cache is not None and span.row is not None
@@ -198,22 +263,29 @@ def _attend_span(layer: _Layer, span: Span, batch: AttentionBatch) -> Tensor:
         values = batch.cache.values[layer.index][span.row, :, :length]
     else:
         keys, values = layer.k[:, tokens], layer.v[:, tokens]
-    groups = layer.q.shape[0] // keys.shape[0]
-    if groups > 1:
-        keys, values = keys.repeat_interleave(groups, 0), values.repeat_interleave(groups, 0)
     queries = layer.q[:, tokens]
-    mask = _span_mask(queries.shape[1], keys.shape[1], layer.window, queries.device) if batch.causal else None
-    return sdpa(queries[None], keys[None], values[None], attn_mask=mask, scale=layer.scaling)[0]
+    out = sdpa(
+        queries[None],
+        keys[None],
+        values[None],
+        attn_mask=_span_mask(queries.shape[1], keys.shape[1], layer.window, batch) if batch.causal else None,
+        scale=layer.scaling,
+        enable_gqa=queries.shape[0] != keys.shape[0],
+    )
+    return out[0].transpose(0, 1)
 
 
-def _span_mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
+def _span_mask(queries: int, keys: int, window: int | None, batch: AttentionBatch) -> Tensor:
     """``[queries, keys]``: the last query is the last key, and each sees what came before it."""
-    ends = torch.arange(keys - queries, keys, device=device)[:, None]
-    positions = torch.arange(keys, device=device)
+    known = batch.span_masks.get((queries, keys, window))
+    if known is not None:
+        return known
+    ends = torch.arange(keys - queries, keys, device=batch.device)[:, None]
+    positions = torch.arange(keys, device=batch.device)
     allowed = positions <= ends
     if window is not None:
         allowed &= positions > ends - window
-    return allowed
+    return batch.span_masks.setdefault((queries, keys, window), allowed)
 
 
 def _no_mask(*_args: Any, **_kwargs: Any) -> None:

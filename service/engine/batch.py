@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from service.engine.attention import AttentionBatch, DecodeRows, Span
+from service.engine.attention import AttentionBackend, AttentionBatch, Span
 from service.engine.kv_cache import KVCache
 from service.engine.lora import LoraBatch
 from service.engine.scheduler import Work
@@ -58,12 +58,14 @@ class BatchBuilder:
         self,
         *,
         cache: KVCache | None,
+        attention: AttentionBackend,
         causal: bool,
         pool_last: bool,
         position_offset: int,
         device: torch.device,
     ) -> None:
         self._cache = cache
+        self._attention = attention
         self._causal = causal
         self._pool_last = pool_last
         self._position_offset = position_offset
@@ -78,36 +80,14 @@ class BatchBuilder:
         return Batch(
             input_ids=self._tensor(layout.token_ids)[None],
             position_ids=self._tensor(positions)[None],
-            attention=self._attention(layout),
-            lora=LoraBatch.of(layout.slots, self._device),
+            attention=AttentionBatch(
+                layout.spans, causal=self._causal, cache=self._cache, backend=self._attention, device=self._device
+            ),
+            lora=LoraBatch(layout.slots, self._device),
             sampled=tuple(layout.sampled),
             sampled_tokens=self._tensor(layout.sampled_tokens),
-            sampled_lora=LoraBatch.of([sequence.slot for sequence in layout.sampled], self._device),
+            sampled_lora=LoraBatch([sequence.slot for sequence in layout.sampled], self._device),
             texts=tuple(self._text_groups(layout)),
-        )
-
-    def _attention(self, layout: "_Layout") -> AttentionBatch:
-        return AttentionBatch(
-            cache=self._cache,
-            causal=self._causal,
-            decode=self._decode_rows(layout),
-            spans=tuple(layout.spans),
-            cached=self._tensor(layout.cached),
-            cached_rows=self._tensor(layout.cached_rows),
-            cached_positions=self._tensor([layout.positions[token] for token in layout.cached]),
-        )
-
-    def _decode_rows(self, layout: "_Layout") -> DecodeRows | None:
-        if not layout.decode:
-            return None
-        rows = [span.row for span in layout.decode if span.row is not None]
-        lengths = [span.context + 1 for span in layout.decode]
-        return DecodeRows(
-            tokens=self._tensor([span.start for span in layout.decode]),
-            rows=self._tensor(rows),
-            lengths=self._tensor(lengths),
-            max_row=max(rows),
-            max_length=max(lengths),
         )
 
     def _text_groups(self, layout: "_Layout") -> Iterable[TextGroup]:
@@ -127,9 +107,6 @@ class _Layout:
         self.positions: list[int] = []
         self.slots: list[int] = []
         self.spans: list[Span] = []
-        self.decode: list[Span] = []
-        self.cached: list[int] = []
-        self.cached_rows: list[int] = []
         self.sampled: list[Sequence] = []
         self.sampled_tokens: list[int] = []
         self.texts: dict[int, list[tuple[Sequence, Span]]] = {}
@@ -141,14 +118,11 @@ class _Layout:
         self.token_ids += sequence.tokens[first:last]
         self.positions += range(first, last)
         self.slots += [sequence.slot] * tokens
+        self.spans.append(span)
         if sequence.classifies:
-            self.spans.append(span)
             self.texts.setdefault(sequence.slot, []).append((sequence, span))
             return
-        (self.decode if sequence.decoding else self.spans).append(span)
         assert sequence.row is not None, f"{sequence} runs without a cache row"
-        self.cached += range(start, stop)
-        self.cached_rows += [sequence.row] * tokens
         if last == len(sequence.tokens):
             self.sampled.append(sequence)
             self.sampled_tokens.append(stop - 1)

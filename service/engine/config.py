@@ -21,10 +21,14 @@ class EngineConfig:
     """Largest rank a slot can hold."""
     kv_cache_bytes: int = 4 << 30
     """Upper bound of the KV cache; it lowers the number of running sequences where needed."""
+    prefix_reuse: bool = True
+    """Keep what finished sequences leave in the KV cache for those that begin alike under the same adapter."""
     dtype: str = "auto"
     """float32, bfloat16, or auto: bfloat16 where the device computes in it."""
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
+    kernels: str = "auto"
+    """native (compiled for this CPU), torch, or auto: native where it can be had."""
     threads: int | None = None
     """Threads of the CPU kernels; torch's own choice when None."""
 

@@ -14,18 +14,20 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
+from adapters.adapter import Adapter
 from adapters.base import BaseSource
 from service.engine.batch import Batch, BatchBuilder
 from service.engine.config import EngineConfig, resolve_device, resolve_dtype
 from service.engine.detokenizer import Detokenizer
 from service.engine.events import ClassifiedEvent, Event, FailedEvent, FinishedEvent, FinishReason, TokenEvent
+from service.engine.kernels import choose_kernels
 from service.engine.kv_cache import KVCache
 from service.engine.loader import CacheShape, LoadedBase, load_base
 from service.engine.logprobs import Logprobs
 from service.engine.runner import Output, Runner
 from service.engine.sampler import Sampler
 from service.engine.scheduler import Plan, Scheduler
-from service.engine.self_check import check_base
+from service.engine.self_check import check_base, trial_prompt
 from service.engine.sequence import Sequence
 from service.engine.slots import SlotTable
 from service.engine.stats import EngineStats
@@ -37,7 +39,7 @@ ROWS_AT_LEAST = 8
 class Engine:
     """Generates and classifies under many adapters in the same batch.
 
-    Every method but :meth:`weights_hash` is called from one thread.
+    Every method but :meth:`weights_hash` and :meth:`pack` is called from one thread.
     """
 
     def __init__(self, source: BaseSource, config: EngineConfig, clock: Callable[[], float] = time.monotonic) -> None:
@@ -46,7 +48,11 @@ class Engine:
         device = resolve_device(config.device)
         dtype = resolve_dtype(config.dtype, device)
         self.config = config
-        self.base: LoadedBase = load_base(source, dtype, device)
+        kernels = choose_kernels(
+            config.kernels, dtype, device, slots=config.adapter_slots, max_rank=config.max_lora_rank
+        )
+        self.kernels = kernels.name
+        self.base: LoadedBase = load_base(source, dtype, device, kernels)
         self.max_model_len = _context_length(self.base, config, dtype)
         self._clock = clock
         self._eos = _eos_ids(self.base)
@@ -59,20 +65,26 @@ class Engine:
         )
         self._builder = BatchBuilder(
             cache=self._cache,
+            attention=kernels.attention,
             causal=self.base.generates,
             pool_last=self.base.generates,
             position_offset=self.base.position_offset,
             device=device,
         )
-        self._runner = Runner(
-            self.base, slots=config.adapter_slots, max_rank=config.max_lora_rank, dtype=dtype, device=device
-        )
+        self._runner = Runner(self.base, kernels, slots=config.adapter_slots, dtype=dtype, device=device)
         check_base(self.base, self._runner, self._builder, self._cache)
-        self._sampler = Sampler(device)
+        with trial_prompt(self.base, self._builder, self._cache) as batch:
+            kernels.fuse(self.base, self._cache, batch.attention)
+        check_base(self.base, self._runner, self._builder, self._cache)
+        self._sampler = Sampler(device, kernels.argmax)
         self._logprobs = Logprobs(self.base.tokenizer)
         self._texts: dict[tuple[str, int], Detokenizer] = {}
         self._rejected: list[FailedEvent] = []
         self._stats = EngineStats()
+
+    def pack(self, adapter: Adapter) -> Adapter:
+        """Lay an adapter out as this engine reads it, so that loading it costs a step nothing. From any thread."""
+        return self._runner.pack(adapter)
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence; what becomes of it is told by the events of later steps."""
@@ -137,14 +149,13 @@ class Engine:
         """Choose and append the next token of every sampled row."""
         if logits is None:
             return []
-        finite = torch.isfinite(logits).all(-1).tolist()
-        tokens = self._sampler.sample(logits.nan_to_num(), batch.sampled)
+        tokens = self._sampler.sample(logits, batch.sampled)
         events: list[Event] = []
         for i, (sequence, token) in enumerate(zip(batch.sampled, tokens, strict=True)):
-            if finite[i]:
-                events += self._append(sequence, token, logits[i])
-            else:
+            if token is None:
                 events.append(self._fail_non_finite(sequence))
+            else:
+                events += self._append(sequence, token, logits[i])
         return events
 
     def _append(self, sequence: Sequence, token: int, logits: Tensor) -> list[Event]:
@@ -159,7 +170,7 @@ class Engine:
             text += detokenizer.finish()
         logprobs = None
         if (alternatives := sequence.params.logprobs) is not None:
-            logprobs = (self._logprobs.of(logits, token, alternatives),)
+            logprobs = (self._logprobs.of(logits.float(), token, alternatives),)
         events: list[Event] = [TokenEvent(*sequence.key, text, (token,), logprobs)]
         if reason is not None:
             events.append(self._finished(sequence, reason))
@@ -189,6 +200,7 @@ class Engine:
             *sequence.key,
             reason=reason,
             prompt_tokens=sequence.prompt_tokens,
+            cached_tokens=sequence.reused,
             completion_tokens=sequence.completion_tokens,
             queue_s=sequence.admitted_at - sequence.arrived_at,
             tier=sequence.tier,
@@ -241,6 +253,7 @@ class Engine:
         stats.adapters_per_step[adapters] += 1
         stats.max_adapters_in_step = max(stats.max_adapters_in_step, adapters)
         stats.max_kinds_in_step = max(stats.max_kinds_in_step, kinds)
+        stats.cached_tokens += sum(admission.sequence.reused for admission in plan.admitted)
         stats.tiers.update(admission.sequence.tier for admission in plan.admitted)
 
     def stats(self) -> EngineStats:
@@ -313,4 +326,5 @@ def _make_cache(
         head_dim=shape.head_dim,
         dtype=dtype,
         device=device,
+        reuse=config.prefix_reuse,
     )

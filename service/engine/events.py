@@ -52,6 +52,8 @@ class FinishedEvent:
     index: int
     reason: FinishReason
     prompt_tokens: int
+    cached_tokens: int
+    """Tokens of the prompt that were in the KV cache already."""
     completion_tokens: int
     queue_s: float
     tier: Tier

@@ -1,7 +1,9 @@
 """Loads a base model for the engine: frozen, its linears ready for adapters, its attention the engine's own."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,8 @@ from adapters.base import BaseSource
 from adapters.errors import BaseModelError
 from adapters.quiet import quiet_transformers
 from service.engine.attention import NAME as ATTENTION
-from service.engine.lora import LoraContext, MultiLoraLinear
+from service.engine.kernels import Kernels
+from service.engine.lora import LoraContext, MultiLoraLinear, Packed
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
@@ -54,7 +57,8 @@ class LoadedBase:
     """A base model in memory.
 
     ``linears`` are the modules that adapters may target, by their names in the backbone; those of the
-    backbone share ``tokens`` as their context, a decoder's output head has ``sampled``, for it sees only those rows.
+    backbone share ``tokens`` as their context; a decoder's output head has ``sampled`` and an encoder's pooler
+    ``pooled``, for they see other rows.
     """
 
     source: BaseSource
@@ -64,7 +68,8 @@ class LoadedBase:
     linears: dict[str, MultiLoraLinear]
     tokens: LoraContext
     sampled: LoraContext
-    weights: dict[str, Tensor]
+    pooled: LoraContext
+    weights: dict[str, Callable[[], Tensor]]
     max_length: int
     position_offset: int
     probe: Probe
@@ -79,11 +84,12 @@ class LoadedBase:
         digest = hashlib.sha256()
         for name in sorted(self.weights):
             digest.update(name.encode())
-            digest.update(self.weights[name].detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            weight = self.weights[name]().detach().cpu().contiguous()
+            digest.update(weight.view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 
-def load_base(source: BaseSource, dtype: torch.dtype, device: torch.device) -> LoadedBase:
+def load_base(source: BaseSource, dtype: torch.dtype, device: torch.device, kernels: Kernels) -> LoadedBase:
     """Read the weights and make the model ready for mixed batches.
 
     Raises:
@@ -92,14 +98,18 @@ def load_base(source: BaseSource, dtype: torch.dtype, device: torch.device) -> L
     model = _read(source, dtype).to(device).eval().requires_grad_(False)
     _check_architecture(source, model)
     probe = _probe(model)
-    weights = dict(model.named_parameters())
     backbone: PreTrainedModel = model.base_model
-    tokens, sampled = LoraContext(), LoraContext()
+    tokens, sampled, pooled = LoraContext(), LoraContext(), LoraContext()
     output = source.architecture().output
-    linears = {
-        name: _wrap(model if name == output else backbone, name, sampled if name == output else tokens)
-        for name in source.linear_shapes()
-    }
+
+    def wrap(name: str, shape: tuple[int, int]) -> MultiLoraLinear:
+        if name == output:
+            parent, context = model, sampled
+        else:
+            parent, context = backbone, pooled if name.startswith("pooler.") else tokens
+        return _replace(parent, name, lambda module: kernels.linear(module, shape, context))
+
+    linears = {name: wrap(name, shape) for name, shape in source.linear_shapes().items()}
     model.set_attn_implementation(ATTENTION)
     return LoadedBase(
         source=source,
@@ -109,7 +119,8 @@ def load_base(source: BaseSource, dtype: torch.dtype, device: torch.device) -> L
         linears=linears,
         tokens=tokens,
         sampled=sampled,
-        weights=weights,
+        pooled=pooled,
+        weights=_weights(model),
         max_length=source.max_length,
         position_offset=_position_offset(model),
         probe=probe,
@@ -176,12 +187,25 @@ def _probe(model: PreTrainedModel) -> Probe:
     return Probe(ids, last[0, -1].float())
 
 
-def _wrap(backbone: nn.Module, name: str, context: LoraContext) -> MultiLoraLinear:
+def _replace(root: nn.Module, name: str, new: Callable[[nn.Module], MultiLoraLinear]) -> MultiLoraLinear:
     parent_name, _, child = name.rpartition(".")
-    parent = backbone.get_submodule(parent_name)
-    linear = MultiLoraLinear(getattr(parent, child), context)
+    parent = root.get_submodule(parent_name)
+    linear = new(getattr(parent, child))
     setattr(parent, child, linear)
     return linear
+
+
+def _weights(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
+    """How to get at every weight that is computed with, as the file has it."""
+    weights: dict[str, Callable[[], Tensor]] = {
+        name: partial(_same, parameter) for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
+    packed = {f"{name}.weight": module.dense for name, module in model.named_modules() if isinstance(module, Packed)}
+    return weights | packed
+
+
+def _same(parameter: nn.Parameter) -> Tensor:
+    return parameter
 
 
 def _position_offset(model: PreTrainedModel) -> int:

@@ -16,16 +16,21 @@ share two batched products:
                             └─ narrow: bmm over slots [1, 2]
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from adapters.weights import LoraPair
 from service.engine.memory import zeroed
 
+TILE = 16
+"""Tokens that the CPU kernels compute together, at most (kernels.c)."""
 NARROW = 8
 """Segments of at most this many tokens are padded together; wider ones would waste more than they save."""
 
@@ -57,21 +62,52 @@ class NarrowSegments:
 
 
 @dataclass(frozen=True, slots=True)
+class Rows:
+    """Work items of the CPU kernels: an int64 array ``[count, 3]`` of slot, first and last + 1 token of each."""
+
+    items: np.ndarray
+    address: int
+    count: int
+
+
 class LoraBatch:
-    """Which adapter each token of a batch runs under. Without adapters both parts are empty."""
+    """Which adapter each token of a batch runs under, as the different ways to compute it want to have it.
 
-    wide: tuple[Segment, ...]
-    narrow: NarrowSegments | None
+    Args:
+        slots: The slot of each token, in ascending order; 0 for none.
+    """
 
-    @classmethod
-    def of(cls, slots: Sequence[int], device: torch.device) -> "LoraBatch":
-        """Group the tokens of a batch, given the slot of each in ascending order."""
-        segments = [segment for segment in _segments(slots) if segment.slot]
-        narrow = [segment for segment in segments if segment.stop - segment.start <= NARROW]
-        if len(narrow) < 2:
-            return cls(tuple(segments), None)
-        wide = tuple(segment for segment in segments if segment.stop - segment.start > NARROW)
-        return cls(wide, _pad(narrow, device))
+    def __init__(self, slots: Sequence[int], device: torch.device) -> None:
+        self._device = device
+        self._rows: Rows | None = None
+        self.slots = slots
+        self.segments = tuple(segment for segment in _segments(slots) if segment.slot)
+
+    @cached_property
+    def wide(self) -> tuple[Segment, ...]:
+        """Segments that are multiplied on their own."""
+        return tuple(segment for segment in self.segments if segment not in self._narrow)
+
+    @cached_property
+    def narrow(self) -> NarrowSegments | None:
+        """The other segments, which share their products; None if there are none."""
+        return _pad(self._narrow, self._device) if self._narrow else None
+
+    @cached_property
+    def _narrow(self) -> list[Segment]:
+        narrow = [segment for segment in self.segments if segment.stop - segment.start <= NARROW]
+        return narrow if len(narrow) > 1 else []
+
+    @cached_property
+    def token_slots(self) -> Tensor:
+        """``[t]`` int32, the slot of each token."""
+        return torch.tensor(self.slots, dtype=torch.int32, device=self._device)
+
+    def rows(self, threads: int) -> Rows:
+        """Pieces of the segments, small enough that every thread gets some."""
+        if self._rows is None:
+            self._rows = _work_items(self.segments, threads)
+        return self._rows
 
 
 def _segments(slots: Sequence[int]) -> Iterator[Segment]:
@@ -81,6 +117,18 @@ def _segments(slots: Sequence[int]) -> Iterator[Segment]:
             assert token == len(slots) or slots[token] > slots[start], "tokens must be ordered by slot"
             yield Segment(slots[start], start, token)
             start = token
+
+
+def _work_items(segments: Sequence[Segment], threads: int) -> Rows:
+    tokens = sum(segment.stop - segment.start for segment in segments)
+    most = min(TILE, max(1, tokens // threads))
+    items = [
+        (segment.slot, start, min(start + most, segment.stop))
+        for segment in segments
+        for start in range(segment.start, segment.stop, most)
+    ]
+    array = np.array(items, dtype=np.int64).reshape(-1, 3)
+    return Rows(array, array.ctypes.data, len(array))
 
 
 def _pad(segments: Sequence[Segment], device: torch.device) -> NarrowSegments:
@@ -110,6 +158,15 @@ class LoraContext:
 
     def __init__(self) -> None:
         self.batch: LoraBatch | None = None
+
+    @contextmanager
+    def of(self, batch: LoraBatch) -> Iterator[None]:
+        """Make ``batch`` the one that is worked on."""
+        self.batch = batch
+        try:
+            yield
+        finally:
+            self.batch = None
 
 
 class LoraTable:
@@ -171,14 +228,41 @@ class LoraTable:
         y.index_add_(0, narrow.rows, update.flatten(0, 1)[narrow.cells])
 
 
+@runtime_checkable
+class Packed(Protocol):
+    """A linear layer whose weight is not kept as it came."""
+
+    def dense(self) -> Tensor:
+        """The weight as it came, ``[out, in]``."""
+
+
+class Table(Protocol):
+    """One module's matrices in every adapter slot."""
+
+    def load(self, slot: int, pair: LoraPair | None) -> None:
+        """Put a pair into a slot, or clear it."""
+
+
 class MultiLoraLinear(nn.Module):
     """A frozen linear layer (``nn.Linear`` or GPT-2's ``Conv1D``) under many adapters."""
 
-    def __init__(self, base: nn.Module, context: LoraContext) -> None:
+    def __init__(
+        self, base: nn.Module, context: LoraContext, new_table: Callable[[], "LoraTable"] | None = None
+    ) -> None:
         super().__init__()
         self.base = base
         self.context = context
-        self.table: LoraTable | None = None
+        self.table: Any = None
+        """The module's :class:`Table`, of the kind that ``forward`` works with."""
+        self._new_table = new_table
+
+    def load(self, slot: int, pair: LoraPair | None) -> None:
+        """Put an adapter's pair for this module into a slot; None if it has none."""
+        if self.table is None and pair is not None and self._new_table is not None:
+            # Made when the first adapter targets the module: most never touch, say, the vocabulary's projection.
+            self.table = self._new_table()
+        if self.table is not None:
+            self.table.load(slot, pair)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in] -> [..., out]``, each token under the adapter of its slot."""
@@ -196,46 +280,30 @@ class MultiLoraLinear(nn.Module):
 
 
 class LoraBank:
-    """The slots' weights over all target modules of a base."""
+    """The slots' weights over all target modules of a base.
+
+    Args:
+        linears: The modules, by name.
+        slots: Number of adapter slots.
+        pack: Lays an adapter's pairs out as the modules want them; may be called from any thread.
+    """
 
     def __init__(
         self,
         linears: Mapping[str, MultiLoraLinear],
-        shapes: Mapping[str, tuple[int, int]],
         *,
         slots: int,
-        max_rank: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        pack: Callable[[Mapping[str, LoraPair]], Mapping[str, LoraPair]],
     ) -> None:
         self.linears = linears
-        self.shapes = shapes
         self.slots = slots
-        self.max_rank = max_rank
-        self.dtype = dtype
-        self.device = device
+        self.pack = pack
         self.loads = 0
 
     def load(self, slot: int, pairs: Mapping[str, LoraPair]) -> None:
-        """Copy an adapter's matrices into a slot, over whatever was there."""
+        """Put an adapter's matrices into a slot, over whatever was there."""
         assert 0 < slot <= self.slots, f"slot {slot} is not one of 1..{self.slots}"
+        pairs = self.pack(pairs)
         for name, linear in self.linears.items():
-            pair = pairs.get(name)
-            if linear.table is None:
-                if pair is None:
-                    continue
-                linear.table = self._new_table(name)
-            linear.table.load(slot, pair)
+            linear.load(slot, pairs.get(name))
         self.loads += 1
-
-    def _new_table(self, name: str) -> LoraTable:
-        # Made when the first adapter targets the module: most never touch, say, the vocabulary's projection.
-        in_features, out_features = self.shapes[name]
-        return LoraTable(
-            slots=self.slots,
-            max_rank=self.max_rank,
-            in_features=in_features,
-            out_features=out_features,
-            dtype=self.dtype,
-            device=self.device,
-        )

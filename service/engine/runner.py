@@ -1,8 +1,6 @@
 """Runs one forward pass of the base model over a batch."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +10,7 @@ from adapters.adapter import Adapter
 from service.engine.attention import attending
 from service.engine.batch import Batch, TextGroup
 from service.engine.heads import ClassificationHeads
+from service.engine.kernels import Kernels
 from service.engine.loader import LoadedBase
 from service.engine.lora import LoraBank, LoraBatch
 
@@ -21,7 +20,7 @@ class Output:
     """What a forward pass gives.
 
     Shapes:
-        logits: ``[n, vocabulary]`` float32, a row for each of the batch's sampled tokens; None without any
+        logits: ``[n, vocabulary]``, a row for each of the batch's sampled tokens; None without any
         label_logits: per text group ``[texts, labels]`` float32
     """
 
@@ -33,17 +32,16 @@ class Runner:
     """The base model with its adapter slots: weights in, logits out."""
 
     def __init__(
-        self, base: LoadedBase, *, slots: int, max_rank: int, dtype: torch.dtype, device: torch.device
+        self,
+        base: LoadedBase,
+        kernels: Kernels,
+        *,
+        slots: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self._base = base
-        self._bank = LoraBank(
-            base.linears,
-            base.source.linear_shapes(),
-            slots=slots,
-            max_rank=max_rank,
-            dtype=dtype,
-            device=device,
-        )
+        self._bank = LoraBank(base.linears, slots=slots, pack=kernels.pack)
         self._heads = ClassificationHeads(base.model.config, base.backbone, dtype, device)
         self._hidden: Tensor | None = None
         # OPT's language model calls its decoder past its backbone, so the decoder is where all passes meet.
@@ -54,6 +52,10 @@ class Runner:
     def loads(self) -> int:
         """Adapters copied into slots so far."""
         return self._bank.loads
+
+    def pack(self, adapter: Adapter) -> Adapter:
+        """Lay an adapter's matrices out as the slots want them; may be called from any thread."""
+        return replace(adapter, weights=replace(adapter.weights, pairs=dict(self._bank.pack(adapter.weights.pairs))))
 
     def load(self, slot: int, adapter: Adapter) -> None:
         """Copy an adapter, head included, into a slot."""
@@ -69,7 +71,8 @@ class Runner:
     @torch.inference_mode()
     def forward(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
         """One pass of the base: the sampled tokens' logits, and every token's final hidden state ``[t, hidden]``."""
-        with attending(batch.attention), self._adapters(batch.lora, batch.sampled_lora):
+        base = self._base
+        with attending(batch.attention), base.tokens.of(batch.lora), base.sampled.of(batch.sampled_lora):
             logits = self._forward(batch)
         hidden, self._hidden = self._hidden, None
         assert hidden is not None
@@ -81,7 +84,7 @@ class Runner:
             self._base.backbone(**inputs, **self._no_cache())
             return None
         output = self._base.model(**inputs, **self._no_cache(), logits_to_keep=batch.sampled_tokens)
-        logits: Tensor = output.logits[0].float()
+        logits: Tensor = output.logits[0]
         return logits
 
     def _no_cache(self) -> dict[str, bool]:
@@ -89,17 +92,8 @@ class Runner:
 
     def _label_logits(self, hidden: Tensor, group: TextGroup) -> Tensor:
         # A head may go through a linear of the base (BERT's pooler): its rows all belong to this adapter.
-        rows = LoraBatch.of([group.slot] * len(group.sequences), hidden.device)
-        with self._adapters(rows, rows):
+        with self._base.pooled.of(LoraBatch([group.slot] * len(group.sequences), hidden.device)):
             return self._heads.logits(group.slot, hidden[group.pooled])
-
-    @contextmanager
-    def _adapters(self, tokens: LoraBatch, sampled: LoraBatch) -> Iterator[None]:
-        self._base.tokens.batch, self._base.sampled.batch = tokens, sampled
-        try:
-            yield
-        finally:
-            self._base.tokens.batch = self._base.sampled.batch = None
 
     def _keep_hidden(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
         self._hidden = output.last_hidden_state

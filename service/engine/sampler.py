@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 
 import torch
@@ -16,23 +17,31 @@ LARGEST = 1e30
 """Penalised logits stay within this, so that nothing after them overflows."""
 
 
+def greedy(logits: Tensor) -> list[int | None]:
+    """The likeliest token of each row of ``[n, vocabulary]``; None for a row with values that are not finite."""
+    most, best = logits.max(-1)
+    finite = most.isfinite() & logits.amin(-1).isfinite()  # a NaN anywhere is the maximum
+    return [token if good else None for token, good in zip(best.tolist(), finite.tolist(), strict=True)]
+
+
 class Sampler:
     """Samples rows of logits, each under its own sequence's parameters and its own random stream."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, argmax: Callable[[Tensor], list[int | None]] = greedy) -> None:
         self._device = device
+        self._argmax = argmax
         self._streams: dict[tuple[str, int], torch.Generator] = {}
 
-    def sample(self, logits: Tensor, sequences: Rows[Sequence]) -> list[int]:
-        """The next token of every row.
+    def sample(self, logits: Tensor, sequences: Rows[Sequence]) -> list[int | None]:
+        """The next token of every row; None for a row with values that are not finite.
 
         Shapes:
-            logits: ``[n, vocabulary]`` float32, finite
+            logits: ``[n, vocabulary]``
         """
-        tokens: list[int] = torch.argmax(logits, dim=-1).tolist()
+        tokens = self._argmax(logits)
         for i, sequence in enumerate(sequences):
-            if not (sequence.params.greedy and not sequence.params.penalised):
-                tokens[i] = self._sample_row(logits[i], sequence)
+            if tokens[i] is not None and not (sequence.params.greedy and not sequence.params.penalised):
+                tokens[i] = self._sample_row(logits[i].float(), sequence)
         return tokens
 
     def forget(self, sequence: Sequence) -> None:

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from service.engine.kv_cache import KVCache
+from service.engine.kv_cache import Cache, Content
 from service.engine.sequence import Sequence
 from service.engine.slots import SlotTable
 
@@ -47,7 +47,7 @@ class Scheduler:
         self,
         *,
         slots: SlotTable,
-        cache: KVCache | None,
+        cache: Cache | None,
         max_step_tokens: int,
         patience: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
@@ -125,10 +125,18 @@ class Scheduler:
             sequence.tier = "host" if load else "device"
         if not sequence.classifies:
             assert self.cache is not None, "an encoder does not generate"
-            sequence.row = self.cache.allocate()
+            # The last token is computed anyway: it has to say what comes next.
+            allocation = self.cache.allocate(sequence.wanted, len(sequence.tokens) - 1, self._contents())
+            assert allocation is not None, "there was a free row"
+            sequence.row, sequence.computed = allocation.row, allocation.reused
+            sequence.reused = allocation.reused
         sequence.admitted_at = self.clock()
         self.running.append(sequence)
         return Admission(sequence, load)
+
+    def _contents(self) -> Iterable[tuple[int, Content]]:
+        """The rows in use, with what has been computed in them."""
+        return [(sequence.row, sequence.content) for sequence in self.running if sequence.row is not None]
 
     def _lacks_row(self, sequence: Sequence) -> bool:
         return not sequence.classifies and (self.cache is None or not self.cache.free)
@@ -147,7 +155,10 @@ class Scheduler:
             self.slots.release(sequence.adapter.digest)
         if sequence.row is not None:
             assert self.cache is not None
-            self.cache.release(sequence.row, scrub=len(sequence.tokens) if scrub else 0)
+            if scrub:
+                self.cache.release(sequence.row, scrub=len(sequence.tokens))
+            else:
+                self.cache.release(sequence.row, sequence.content)
             sequence.row = None
 
     def remove(self, unwanted: Callable[[Sequence], bool]) -> list[Sequence]:

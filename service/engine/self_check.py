@@ -4,11 +4,14 @@ An architecture may attend, embed positions or call its modules in a way that no
 start than that it answers wrongly, or that the first request finds out.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from adapters.errors import BaseModelError
-from service.engine.batch import BatchBuilder
+from service.engine.batch import Batch, BatchBuilder
 from service.engine.kv_cache import KVCache
 from service.engine.loader import LoadedBase
 from service.engine.runner import Runner
@@ -40,11 +43,23 @@ def check_base(base: LoadedBase, runner: Runner, builder: BatchBuilder, cache: K
         )
 
 
+@contextmanager
+def trial_prompt(base: LoadedBase, builder: BatchBuilder, cache: KVCache | None) -> Iterator[Batch]:
+    """A batch of the base's probe, as a prompt with a cache row or as a text."""
+    sequence = Sequence("self-check", base.probe.ids, sampling=SamplingParams() if cache is not None else None)
+    if cache is not None:
+        sequence.row = _row(cache, sequence)
+    try:
+        yield builder.build([Work(sequence, len(sequence.tokens))])
+    finally:
+        if cache is not None and sequence.row is not None:
+            cache.release(sequence.row, scrub=len(sequence.tokens))
+
+
 def _answer(base: LoadedBase, runner: Runner, builder: BatchBuilder, cache: KVCache) -> Tensor:
     *prompt, last = base.probe.ids
     sequence = Sequence("self-check", prompt, sampling=SamplingParams())
-    sequence.row = cache.allocate()
-    assert sequence.row is not None
+    sequence.row = _row(cache, sequence)
     try:
         runner.forward(builder.build([Work(sequence, len(prompt))]))
         sequence.computed = len(prompt)
@@ -53,7 +68,13 @@ def _answer(base: LoadedBase, runner: Runner, builder: BatchBuilder, cache: KVCa
     finally:
         cache.release(sequence.row, scrub=len(sequence.tokens))
     assert logits is not None
-    return logits[0]
+    return logits[0].float()
+
+
+def _row(cache: KVCache, sequence: Sequence) -> int:
+    allocation = cache.allocate(sequence.wanted, most=0)
+    assert allocation is not None
+    return allocation.row
 
 
 def _text(base: LoadedBase, runner: Runner, builder: BatchBuilder) -> Tensor:

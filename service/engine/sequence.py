@@ -5,6 +5,7 @@ from collections.abc import Sequence as Tokens
 
 from adapters.adapter import Adapter
 from service.engine.events import Tier
+from service.engine.kv_cache import Content
 from service.engine.sampling import SamplingParams
 
 
@@ -18,7 +19,7 @@ class Sequence:
 
     __slots__ = (
         "adapter", "admitted_at", "arrived_at", "computed", "deadline", "index",
-        "prompt_tokens", "request_id", "row", "sampling", "slot", "tier", "tokens",
+        "prompt_tokens", "request_id", "reused", "row", "sampling", "scope", "slot", "tier", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -30,6 +31,7 @@ class Sequence:
         adapter: Adapter | None = None,
         sampling: SamplingParams | None = None,
         deadline: float | None = None,
+        scope: str = "",
     ) -> None:
         """Make a waiting sequence.
 
@@ -40,6 +42,7 @@ class Sequence:
             adapter: The adapter it runs under, or None for the base.
             sampling: How to generate; None classifies.
             deadline: When to give up, on the clock of ``time.monotonic``.
+            scope: Who may see by its speed that a prompt was computed before: a tenant.
         """
         if not prompt_ids:
             raise ValueError("a sequence needs at least one token")
@@ -48,10 +51,13 @@ class Sequence:
         self.adapter = adapter
         self.sampling = sampling
         self.deadline = deadline
+        self.scope = scope
         self.tokens = list(prompt_ids)
         self.prompt_tokens = len(self.tokens)
         self.computed = 0
         """Tokens whose keys and values are in the cache."""
+        self.reused = 0
+        """Tokens of the prompt that were in the cache already."""
         self.row: int | None = None
         self.slot = 0
         self.tier: Tier = "base"
@@ -83,6 +89,21 @@ class Sequence:
     def decoding(self) -> bool:
         """Whether the prompt has been computed and tokens are being generated."""
         return len(self.tokens) > self.prompt_tokens
+
+    @property
+    def wanted(self) -> Content:
+        """What its cache row is to hold."""
+        return Content(self._cached_under, self.tokens)
+
+    @property
+    def content(self) -> Content:
+        """What its cache row holds now."""
+        return Content(self._cached_under, self.tokens[: self.computed])
+
+    @property
+    def _cached_under(self) -> tuple[str, str | None]:
+        """All that keys and values depend on beside the tokens, and who may share them."""
+        return self.scope, self.adapter.digest if self.adapter is not None else None
 
     @property
     def completion(self) -> list[int]:

@@ -10,6 +10,9 @@ class EngineStats:
 
     steps: int = 0
     prompt_tokens: int = 0
+    """Computed; those that were in the KV cache already are not among them."""
+    cached_tokens: int = 0
+    """Of prompts, found in the KV cache."""
     generated_tokens: int = 0
     classified_texts: int = 0
     adapter_loads: int = 0

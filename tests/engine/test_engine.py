@@ -41,7 +41,7 @@ def test_the_weights_hash_sees_a_changed_weight(llama: Zoo) -> None:
     engine = llama.engine()
     before = engine.weights_hash()
     with torch.no_grad():
-        next(iter(engine.base.weights.values()))[0] += 1e-3
+        next(iter(engine.base.weights.values()))()[0] += 1e-3
     assert engine.weights_hash() != before
 
 

@@ -38,13 +38,13 @@ def test_any_mix_of_segments_equals_the_loop(counts: list[int]) -> None:
     layer = MultiLoraLinear(nn.Linear(IN, OUT), context)
     layer.table = table()
     x = torch.randn(len(slots), IN, generator=torch.Generator().manual_seed(len(slots)))
-    context.batch = LoraBatch.of(slots, CPU)
+    context.batch = LoraBatch(slots, CPU)
     with torch.no_grad():
         torch.testing.assert_close(layer(x[None])[0], by_loop(layer, x, slots))
 
 
 def test_narrow_segments_share_products_and_wide_ones_do_not() -> None:
-    batch = LoraBatch.of([0, 1, 2, 2] + [3] * (NARROW + 1), CPU)
+    batch = LoraBatch([0, 1, 2, 2] + [3] * (NARROW + 1), CPU)
     assert [segment.slot for segment in batch.wide] == [3]
     assert batch.narrow is not None
     assert batch.narrow.slots.tolist() == [1, 2]
@@ -54,7 +54,7 @@ def test_narrow_segments_share_products_and_wide_ones_do_not() -> None:
 
 def test_tokens_out_of_order_are_a_bug() -> None:
     with pytest.raises(AssertionError, match="ordered by slot"):
-        LoraBatch.of([1, 2, 1], CPU)
+        LoraBatch([1, 2, 1], CPU)
 
 
 def test_a_reloaded_slot_holds_nothing_of_the_last_adapter() -> None:
@@ -75,7 +75,7 @@ def test_the_base_is_untouched() -> None:
     x = torch.randn(3, IN)
     with torch.no_grad():
         torch.testing.assert_close(layer(x), linear(x))
-        context.batch = LoraBatch.of([1, 1, 2], CPU)
+        context.batch = LoraBatch([1, 1, 2], CPU)
         layer(x)
     assert torch.equal(linear.weight, before)
     assert layer.weight is linear.weight

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from service.engine.kv_cache import KVCache
+from service.engine.kv_cache import Allocation, Content, KVCache
 from service.engine.sampling import SamplingParams
 from service.engine.scheduler import Plan, Scheduler
 from service.engine.sequence import Sequence
@@ -182,10 +182,11 @@ def test_a_slot_released_too_often_is_a_bug() -> None:
 
 def test_cache_rows_are_taken_lowest_first_and_scrubbed_on_request() -> None:
     kv = cache(rows=3)
-    assert [kv.allocate() for _ in range(4)] == [0, 1, 2, None]
+    taken = [kv.allocate(Content("", [i]), 0) for i in range(4)]
+    assert taken == [Allocation(0, 0), Allocation(1, 0), Allocation(2, 0), None]
     one = torch.ones(1, dtype=torch.long)
     kv.write(0, one, one, torch.full((1, 1, 2), torch.nan), torch.full((1, 1, 2), torch.nan))
     kv.release(1, scrub=2)
     assert not kv.keys[0].isnan().any()
-    assert kv.allocate() == 1
+    assert kv.allocate(Content("", [9]), 0) == Allocation(1, 0)
     kv.check_integrity()

@@ -1,0 +1,104 @@
+"""How an engine computes what is not plain matrix products: by torch alone, or by the compiled CPU kernels."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from adapters.weights import LoraPair
+from service.engine.attention import AttentionBackend, AttentionBatch, TorchAttention
+from service.engine.kv_cache import KVCache
+from service.engine.lora import LoraContext, LoraTable, MultiLoraLinear
+from service.engine.sampler import greedy
+
+if TYPE_CHECKING:
+    from service.engine.loader import LoadedBase
+
+Shape = tuple[int, int]
+"""Features in and out of a linear layer."""
+
+
+class Kernels(Protocol):
+    """Makes the parts of a base that adapters and attention need."""
+
+    name: str
+
+    @property
+    def attention(self) -> AttentionBackend:
+        """Computes attention."""
+
+    def linear(self, module: nn.Module, shape: Shape, context: LoraContext) -> MultiLoraLinear:
+        """Put a linear layer of the base under many adapters."""
+
+    def pack(self, pairs: Mapping[str, LoraPair]) -> Mapping[str, LoraPair]:
+        """Lay an adapter's pairs out as the tables want them; what is laid out already stays."""
+
+    def argmax(self, logits: Tensor) -> list[int | None]:
+        """The likeliest token of each row of ``[n, vocabulary]``; None where values are not finite."""
+
+    def fuse(self, base: "LoadedBase", cache: KVCache | None, batch: AttentionBatch) -> None:
+        """Put faster equals in the place of parts of a loaded base that has run once.
+
+        Args:
+            base: The base.
+            cache: Its KV cache, if it generates.
+            batch: A batch of one prompt to try them with.
+        """
+
+
+class TorchKernels:
+    """PyTorch alone: any device, any type, and the oracle of the others."""
+
+    name = "torch"
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, *, slots: int, max_rank: int) -> None:
+        self.attention: AttentionBackend = TorchAttention()
+        self._new_table = partial(LoraTable, slots=slots, max_rank=max_rank, dtype=dtype, device=device)
+
+    def linear(self, module: nn.Module, shape: Shape, context: LoraContext) -> MultiLoraLinear:
+        """Leave the layer as it is and add the adapters to it."""
+        new_table = partial(self._new_table, in_features=shape[0], out_features=shape[1])
+        return MultiLoraLinear(module, context, new_table)
+
+    def pack(self, pairs: Mapping[str, LoraPair]) -> Mapping[str, LoraPair]:
+        """Nothing to do."""
+        return pairs
+
+    def argmax(self, logits: Tensor) -> list[int | None]:
+        """The likeliest token of each row of ``[n, vocabulary]``; None where values are not finite."""
+        return greedy(logits)
+
+    def fuse(self, base: "LoadedBase", cache: KVCache | None, batch: AttentionBatch) -> None:
+        """Nothing to do."""
+
+
+def choose_kernels(wanted: str, dtype: torch.dtype, device: torch.device, *, slots: int, max_rank: int) -> Kernels:
+    """The fastest way that this machine has.
+
+    Args:
+        wanted: ``auto``, ``torch`` or ``native``.
+        dtype: Numbers of the base.
+        device: Where it runs.
+        slots: Adapters resident at once.
+        max_rank: Largest rank of an adapter.
+
+    Raises:
+        ValueError: ``native`` was asked for and cannot be had.
+    """
+    if wanted not in ("auto", "torch", "native"):
+        raise ValueError(f"kernels must be auto, torch or native, not {wanted!r}")
+    if wanted != "torch" and device.type == "cpu":
+        from service.engine.native import library
+
+        if library.supports(dtype) and max_rank <= library.MAX_RANK:
+            from service.engine.native.kernels import NativeKernels
+
+            return NativeKernels(dtype, slots=slots, threads=torch.get_num_threads())
+    if wanted == "native":
+        raise ValueError(
+            f"kernels 'native' were asked for, but there are none for {dtype} on this {device.type}: float32 needs a C "
+            "compiler, bfloat16 a CPU with AVX512-BF16 as well, and ranks go up to 1024; use --kernels auto"
+        )
+    return TorchKernels(dtype, device, slots=slots, max_rank=max_rank)

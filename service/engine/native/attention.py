@@ -1,0 +1,95 @@
+"""Attention by the CPU kernels: every span of a batch in one call."""
+
+import ctypes
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from service.engine.attention import AttentionBatch, Layer, Span, attend_span
+from service.engine.native import library
+
+LARGEST = 1 << 17
+"""Queries times keys of a span beyond which torch's blocked products are faster than the kernel's dot products."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Spans:
+    """Spans for the kernel, an int64 array ``[count, 4]``, and those left to torch."""
+
+    items: np.ndarray
+    address: int
+    count: int
+    large: tuple[Span, ...]
+
+
+class NativeAttention:
+    """Attention over the contiguous KV cache for one type of number.
+
+    Args:
+        dtype: float32 or bfloat16.
+        threads: Threads of the kernel.
+    """
+
+    def __init__(self, dtype: torch.dtype, threads: int) -> None:
+        self._threads = threads
+        self._kernel = library.function("tenora_attention", dtype)
+        self._batch: AttentionBatch | None = None
+        self._spans: _Spans | None = None
+        self.seen: dict[int, tuple[float | None, int | None]] = {}
+        """Scaling and window that every layer has asked for."""
+
+    def attend(self, layer: Layer, batch: AttentionBatch) -> Tensor:
+        """Keep the keys and values of what is cached, and attend: ``[t, heads, head_dim]``."""
+        spans = self.spans_of(batch)
+        self.seen[layer.index] = (layer.scaling, layer.window)
+        heads, tokens, head_dim = layer.q.shape
+        q, k, v = (_rows(tensor) for tensor in (layer.q, layer.k, layer.v))
+        out = q.new_empty(tokens, heads, head_dim)
+        cache = batch.cache
+        call = library.Attention(
+            q.data_ptr(), k.data_ptr(), v.data_ptr(),
+            out.data_ptr(),
+            cache.keys[layer.index].data_ptr() if cache is not None else None,
+            cache.values[layer.index].data_ptr() if cache is not None else None,
+            q.stride(1), q.stride(0), k.stride(1), k.stride(0), v.stride(1), v.stride(0),
+            heads, k.shape[0], head_dim, cache.length if cache is not None else 0,
+            batch.causal, layer.window or 0,
+            layer.scaling if layer.scaling is not None else head_dim**-0.5,
+        )  # fmt: skip
+        self._kernel(ctypes.addressof(call), spans.address, spans.count, self._threads)
+        for span in spans.large:
+            if cache is not None and span.row is not None:
+                _keep(layer, span, cache.keys[layer.index], cache.values[layer.index])
+            out[span.start : span.stop] = attend_span(layer, span, batch)
+        return out
+
+    def spans_of(self, batch: AttentionBatch) -> _Spans:
+        """The batch's spans, laid out for its first layer and kept for the others."""
+        if batch is not self._batch or self._spans is None:
+            self._batch, self._spans = batch, _lay_out(batch)
+        return self._spans
+
+
+def _lay_out(batch: AttentionBatch) -> _Spans:
+    small, large = [], []
+    for span in batch.spans:
+        count = span.stop - span.start
+        if count > 1 and count * (span.context + count) > LARGEST:
+            large.append(span)
+        else:
+            small.append((span.start, count, -1 if span.row is None else span.row, span.context))
+    items = np.array(small, dtype=np.int64).reshape(-1, 4)
+    return _Spans(items, items.ctypes.data, len(items), tuple(large))
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """The same with its last dimension contiguous."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _keep(layer: Layer, span: Span, keys: Tensor, values: Tensor) -> None:
+    where, tokens = slice(span.context, span.context + span.stop - span.start), slice(span.start, span.stop)
+    keys[span.row, :, where] = layer.k[:, tokens]
+    values[span.row, :, where] = layer.v[:, tokens]

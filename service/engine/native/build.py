@@ -1,0 +1,88 @@
+"""Compiles the CPU kernels, once per source and machine type, into a cache folder.
+
+    python -m service.engine.native.build [FOLDER]     compile ahead of time, for instance into an image
+
+Compiling needs a C compiler and a second or two. Where there is none the engine computes with torch alone.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("kernels.c")
+BODY = Path(__file__).with_name("body.h")
+# Without -lgomp at the link: the OpenMP symbols are torch's, and a second runtime would fight it for the cores.
+FLAGS = ("-O3", "-fno-math-errno", "-fopenmp", "-fPIC", "-std=gnu11")
+COMPILERS = ("cc", "gcc", "clang")
+TIMEOUT_S = 120
+
+
+class BuildError(RuntimeError):
+    """The kernels could not be compiled; the message says why."""
+
+
+def library_name() -> str:
+    """The file name of the library that belongs to this source and this kind of machine."""
+    key = hashlib.sha256(SOURCE.read_bytes() + BODY.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
+    return f"kernels-{platform.system().lower()}-{platform.machine()}-{key}.so"
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept."""
+    return Path.home() / ".cache" / "tenora"
+
+
+def find_or_build() -> Path:
+    """The compiled library: beside this file if it was built ahead of time, else from the cache, else built now.
+
+    Raises:
+        BuildError: there is no compiler, or it fails.
+    """
+    for folder in (SOURCE.parent, cache_folder()):
+        if _trusted(folder / library_name()):
+            return folder / library_name()
+    return build(cache_folder())
+
+
+def _trusted(path: Path) -> bool:
+    # A library is code: one that another user put into our cache is not loaded.
+    return path.is_file() and path.stat().st_uid in (os.getuid(), 0)
+
+
+def build(folder: Path) -> Path:
+    """Compile into ``folder``; other processes see the whole file or none.
+
+    Raises:
+        BuildError: there is no compiler, it fails, or the folder cannot be written.
+    """
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        raise BuildError(f"no C compiler ({', '.join(COMPILERS)}) on this machine")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = Path(scratch) / "kernels.so"
+            _run([compiler, *FLAGS, "-c", str(SOURCE), "-o", str(made.with_suffix(".o"))])
+            _run([compiler, "-shared", "-o", str(made), str(made.with_suffix(".o"))])
+            made.replace(folder / library_name())
+    except OSError as error:
+        raise BuildError(f"{folder} cannot be written: {error}") from error
+    return folder / library_name()
+
+
+def _run(command: list[str]) -> None:
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT_S)
+    except subprocess.CalledProcessError as error:
+        raise BuildError(f"{command[0]} failed: {error.stderr.strip()[-2000:]}") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"{command[0]} failed: {error}") from error
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{build(Path(sys.argv[1]) if len(sys.argv) > 1 else SOURCE.parent)}\n")

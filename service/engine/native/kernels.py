@@ -1,0 +1,85 @@
+"""The compiled CPU kernels as an engine uses them."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from adapters.weights import LoraPair
+from service.engine.attention import AttentionBatch
+from service.engine.kv_cache import KVCache
+from service.engine.loader import LoadedBase
+from service.engine.lora import LoraContext, MultiLoraLinear
+from service.engine.native import library
+from service.engine.native.attention import NativeAttention
+from service.engine.native.layers import fuse_layers
+from service.engine.native.linear import (
+    PackedLinear,
+    PackedLoraLinear,
+    PackedPair,
+    pack_pairs,
+)
+from service.engine.native.norm import NativeRMSNorm, replaceable
+from service.engine.sampler import greedy
+
+Shape = tuple[int, int]
+
+
+class NativeKernels:
+    """Compiled for a CPU: all linear layers with their adapters, attention, and whole layers where they can be.
+
+    Args:
+        dtype: Numbers of the base.
+        slots: Adapters resident at once.
+        threads: Threads of every kernel; the same as torch's, whose threads they share.
+    """
+
+    name = "native"
+
+    def __init__(self, dtype: torch.dtype, *, slots: int, threads: int) -> None:
+        self.attention = NativeAttention(dtype, threads)
+        self._dtype = dtype
+        self._slots = slots
+        self._threads = threads
+        self._argmax = library.function("tenora_argmax", dtype) if dtype == torch.bfloat16 else None
+
+    def linear(self, module: nn.Module, shape: Shape, context: LoraContext) -> MultiLoraLinear:
+        """Put a linear layer of the base under many adapters; its weight is packed and the module's own let go."""
+        weight = module.weight.T if isinstance(module, Conv1D) else module.weight
+        packed = PackedLinear(weight.detach(), module.bias)
+        return PackedLoraLinear(packed, context, slots=self._slots, threads=self._threads)
+
+    def pack(self, pairs: Mapping[str, LoraPair]) -> Mapping[str, LoraPair]:
+        """Lay an adapter's pairs out in panels; what is laid out already stays."""
+        if all(isinstance(pair, PackedPair) for pair in pairs.values()):
+            return pairs
+        return pack_pairs(pairs, self._dtype)
+
+    def argmax(self, logits: Tensor) -> list[int | None]:
+        """The likeliest token of each row of ``[n, vocabulary]``; None where values are not finite."""
+        if self._argmax is None:
+            return greedy(logits)
+        logits = logits.contiguous()
+        best = torch.empty(len(logits), dtype=torch.long)
+        self._argmax(logits.data_ptr(), *logits.shape, best.data_ptr(), self._threads)
+        return [token if token >= 0 else None for token in best.tolist()]
+
+    def fuse(self, base: LoadedBase, cache: KVCache | None, batch: AttentionBatch) -> None:
+        """Put kernels in the place of what they compute equally: RMSNorms, and whole decoder layers."""
+        self._replace_norms(base.model)
+        if cache is not None:
+            fuse_layers(
+                base.backbone,
+                context=base.tokens,
+                attention=self.attention,
+                cache=cache,
+                batch=batch,
+                threads=self._threads,
+            )
+
+    def _replace_norms(self, model: nn.Module) -> None:
+        for parent in list(model.modules()):
+            for name, module in list(parent.named_children()):
+                if replaceable(module):
+                    setattr(parent, name, NativeRMSNorm(module.weight, module.variance_epsilon, self._threads))

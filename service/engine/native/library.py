@@ -1,0 +1,107 @@
+"""The compiled CPU kernels as Python sees them.
+
+Loaded once per process. Every function gets plain addresses; the classes around them (:mod:`~service.engine.native`)
+keep the tensors alive that the addresses point into.
+"""
+
+import ctypes
+import logging
+from collections.abc import Callable
+from functools import cache
+
+import torch  # its OpenMP runtime has to be loaded before the kernels'
+
+from service.engine.native.build import BuildError, find_or_build
+
+logger = logging.getLogger(__name__)
+
+MAX_RANK = 1024
+"""Largest rank that kernels.c has room for."""
+Pointer, Int, Float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+
+
+class Linear(ctypes.Structure):
+    """``Linear`` of kernels.c."""
+
+    _fields_ = (("n", Int), ("k", Int), ("weight", Pointer), ("bias", Pointer))
+
+
+class Attention(ctypes.Structure):
+    """``Attention`` of kernels.c."""
+
+    _fields_ = (
+        ("q", Pointer), ("k", Pointer), ("v", Pointer),
+        ("out", Pointer), ("key_cache", Pointer), ("value_cache", Pointer),
+        ("q_token", Int), ("q_head", Int), ("k_token", Int), ("k_head", Int), ("v_token", Int), ("v_head", Int),
+        ("heads", Int), ("kv_heads", Int), ("head_dim", Int), ("length", Int),
+        ("causal", Int), ("window", Int),
+        ("scale", Float),
+    )  # fmt: skip
+
+
+class Module(ctypes.Structure):
+    """``Module`` of kernels.c."""
+
+    _fields_ = (("linear", Pointer), ("slots", Pointer))
+
+
+class Layer(ctypes.Structure):
+    """``Layer`` of kernels.c."""
+
+    _fields_ = (
+        *((name, Pointer) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        *((name, Pointer) for name in ("input_norm", "post_norm", "q_norm", "k_norm")),
+        *((name, Float) for name in ("input_eps", "post_eps", "q_eps", "k_eps")),
+        ("attention", Attention),
+    )
+
+
+class Batch(ctypes.Structure):
+    """``Batch`` of kernels.c."""
+
+    _fields_ = (
+        ("total", Int), ("spans", Int), ("rows", Int), ("threads", Int),
+        ("span", Pointer), ("row", Pointer), ("cos", Pointer), ("sin", Pointer),
+    )  # fmt: skip
+
+
+_SIGNATURES = {
+    "tenora_linear": (Pointer, Pointer, Pointer, Pointer),
+    "tenora_layers": (Pointer, Int, Pointer, Pointer, Pointer),
+    "tenora_rms_norm": (Pointer, Pointer, Pointer, Int, Int, Float, Int),
+    "tenora_attention": (Pointer, Pointer, Int, Int),
+    "tenora_argmax": (Pointer, Int, Int, Pointer, Int),
+}
+_SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+@cache
+def load_library() -> ctypes.CDLL | None:
+    """The kernels, or None where they cannot be had; the reason is logged once."""
+    try:
+        library = ctypes.CDLL(str(find_or_build()))
+    except (BuildError, OSError) as error:
+        logger.warning("computing with torch alone, without the compiled CPU kernels: %s", error)
+        return None
+    for name, arguments in _SIGNATURES.items():
+        for suffix in _SUFFIXES.values():
+            kernel = getattr(library, f"{name}_{suffix}", None)
+            if kernel is not None:  # bfloat16 is for x86-64, the argmax for bfloat16
+                kernel.argtypes, kernel.restype = arguments, None
+    return library
+
+
+def supports(dtype: torch.dtype) -> bool:
+    """Whether the kernels are there and compute in ``dtype`` on this machine."""
+    library = load_library()
+    if library is None:
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(library.tenora_has_bf16()))
+
+
+def function(name: str, dtype: torch.dtype) -> Callable[..., None]:
+    """A kernel for a type; only to be asked for where :func:`supports` says yes."""
+    library = load_library()
+    assert library is not None, "the compiled kernels are not there"
+    kernel: Callable[..., None] = getattr(library, f"{name}_{_SUFFIXES[dtype]}")
+    return kernel

@@ -1,0 +1,118 @@
+"""Linear layers and their adapters, computed by the CPU kernels."""
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adapters.weights import LoraPair
+from service.engine.lora import LoraContext, MultiLoraLinear
+from service.engine.native import library
+from service.engine.native.panels import pack, packed_size, unpack
+
+_SLOT = np.dtype([("rank", np.int64), ("a", np.uint64), ("b", np.uint64)])
+
+
+@dataclass(frozen=True, slots=True)
+class PackedPair(LoraPair):
+    """A pair as the kernels read it: ``a`` and ``b`` in panels, the scaling folded into ``b``."""
+
+    packed_rank: int = 0
+
+    @property
+    def rank(self) -> int:
+        """Rows of A."""
+        return self.packed_rank
+
+
+def pack_pairs(pairs: Mapping[str, LoraPair], dtype: torch.dtype) -> dict[str, LoraPair]:
+    """All pairs of an adapter in one buffer of ``dtype``; takes a little longer than copying them."""
+    sizes = [packed_size(*matrix.shape, dtype) for pair in pairs.values() for matrix in (pair.a, pair.b)]
+    parts = iter(torch.empty(sum(sizes), dtype=dtype).split(sizes))
+    return {name: _packed(pair, dtype, next(parts), next(parts)) for name, pair in pairs.items()}
+
+
+def _packed(pair: LoraPair, dtype: torch.dtype, a: Tensor, b: Tensor) -> PackedPair:
+    pack(pair.a.to(dtype), a)
+    pack((pair.b.float() * pair.scaling).to(dtype), b)
+    return PackedPair(a, b, 1.0, packed_rank=pair.rank)
+
+
+class NativeTable:
+    """One module's pairs in every adapter slot: addresses only, the matrices stay where they are.
+
+    Args:
+        slots: Number of slots.
+        module: Told where the addresses are as long as there are any, so that nobody looks for adapters in vain.
+    """
+
+    def __init__(self, slots: int, module: library.Module) -> None:
+        self._entries = np.zeros(slots + 1, _SLOT)
+        self._pairs: list[LoraPair | None] = [None] * (slots + 1)  # keeps alive what the addresses point to
+        self._module = module
+
+    def load(self, slot: int, pair: LoraPair | None) -> None:
+        """Point a slot at a packed pair, or at nothing."""
+        assert pair is None or isinstance(pair, PackedPair), "the kernels read packed pairs"
+        self._pairs[slot] = pair
+        self._entries[slot] = (0, 0, 0) if pair is None else (pair.rank, pair.a.data_ptr(), pair.b.data_ptr())
+        self._module.slots = self._entries.ctypes.data if any(self._pairs) else None
+
+
+class PackedLinear(nn.Module):
+    """A frozen linear layer whose weight lies in panels.
+
+    Args:
+        weight: ``[out, in]``; its memory is not needed afterwards.
+        bias: ``[out]`` or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.padding = self.in_features % 2 if weight.dtype == torch.bfloat16 else 0  # bfloat16 is read in pairs
+        self.panels = pack(weight)
+        self.bias = bias
+        self._struct = library.Linear(
+            n=self.out_features,
+            k=self.in_features + self.padding,
+            weight=self.panels.data_ptr(),
+            bias=None if bias is None else bias.data_ptr(),
+        )
+        self.address = ctypes.addressof(self._struct)
+        # Models look at a weight's shape and type; its values nobody can have but through the product.
+        self.weight = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
+
+    def dense(self) -> Tensor:
+        """The weight as it was, ``[out, in]``."""
+        return unpack(self.panels, self.out_features, self.in_features)
+
+
+class PackedLoraLinear(MultiLoraLinear):
+    """A packed linear layer and its adapters in one call of the kernels."""
+
+    base: PackedLinear
+
+    def __init__(self, base: PackedLinear, context: LoraContext, *, slots: int, threads: int) -> None:
+        super().__init__(base, context)
+        self.struct = library.Module(linear=base.address)
+        self.table = NativeTable(slots, self.struct)
+        self._address = ctypes.addressof(self.struct)
+        self._threads = threads
+        self._kernel = library.function("tenora_linear", base.panels.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in] -> [..., out]``."""
+        x = nn.functional.pad(x, (0, 1)) if self.base.padding else x.contiguous()
+        y = x.new_empty((*x.shape[:-1], self.base.out_features))
+        total, batch = x.numel() // x.shape[-1], self.context.batch
+        struct = library.Batch(total=total, threads=self._threads)
+        if batch is not None:
+            assert total == len(batch.slots), f"{total} rows for a batch of {len(batch.slots)} tokens"
+            rows = batch.rows(self._threads)
+            struct.rows, struct.row = rows.count, rows.address
+        self._kernel(self._address, ctypes.addressof(struct), x.data_ptr(), y.data_ptr())
+        return y

@@ -1,6 +1,7 @@
 """One adapter, read and checked against its base: what the engine gets."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,7 +10,7 @@ from pydantic import JsonValue
 
 from adapters.base import BaseSource
 from adapters.config import CONFIG_FILE, LoraSpec, read_lora_config
-from adapters.errors import AdapterFormatError, AdapterMismatchError, TemplateError
+from adapters.errors import AdapterError, AdapterFormatError, AdapterMismatchError, TemplateError
 from adapters.files import content_digest, copy_regular
 from adapters.manifest import MANIFEST_FILE, BaseRef, EosSpec, Manifest, Task, read_manifest
 from adapters.templates import PromptInput, PromptTemplate, chat_text
@@ -49,10 +50,19 @@ def load_adapter(folder: Path, base: BaseSource, *, digest: str | None = None, r
         AdapterUnsupportedError: it asks for what is not served.
         TemplateError: its template does not compile, or is not the one that its manifest states.
     """
-    content = content_digest(folder, FILES)
-    if digest is not None and digest != content:
-        message = f"the files in {folder.name[:12]} are not those that were published: publish the adapter again"
-        raise AdapterFormatError(message, key="digest")
+    with ThreadPoolExecutor(1) as hasher:  # beside the reading, as it takes about as long
+        hashed = hasher.submit(content_digest, folder, FILES)
+        try:
+            manifest, spec, weights = _read(folder, base)
+        except AdapterError:
+            _check_digest(folder, digest, hashed.result())  # altered bytes explain whatever else is wrong
+            raise
+    content = hashed.result()
+    _check_digest(folder, digest, content)
+    return Adapter(content, ref, manifest, spec, weights)
+
+
+def _read(folder: Path, base: BaseSource) -> tuple[Manifest, LoraSpec, AdapterWeights]:
     manifest = read_manifest(folder)
     check_base(manifest, base)
     spec = read_lora_config(folder)
@@ -60,7 +70,13 @@ def load_adapter(folder: Path, base: BaseSource, *, digest: str | None = None, r
     _check_task(manifest, weights)
     _check_lengths(manifest, base)
     _check_prompt(manifest, base)
-    return Adapter(content, ref, manifest, spec, weights)
+    return manifest, spec, weights
+
+
+def _check_digest(folder: Path, wanted: str | None, found: str) -> None:
+    if wanted is not None and wanted != found:
+        message = f"the files in {folder.name[:12]} are not those that were published: publish the adapter again"
+        raise AdapterFormatError(message, key="digest")
 
 
 def check_base(manifest: Manifest, base: BaseSource) -> None:

@@ -65,12 +65,17 @@ def copy_regular(source: Path, target: Path) -> None:
         os.fsync(copy.fileno())
 
 
+_CHUNK = 8 << 20  # large, so that a thread that hashes seldom asks for the interpreter
+
+
 def content_digest(folder: Path, names: tuple[str, ...]) -> str:
     """sha256 over the sorted (file name, sha256 of its bytes) of those files; 64 hex digits."""
     digest = hashlib.sha256()
     for name in sorted(names):
         with open_regular(folder / name) as stream:
-            inner = hashlib.file_digest(stream, "sha256")
+            inner = hashlib.sha256()
+            while chunk := stream.read(_CHUNK):
+                inner.update(chunk)
         digest.update(f"{name} {inner.hexdigest()}\n".encode())
     return digest.hexdigest()
 

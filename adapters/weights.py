@@ -6,6 +6,7 @@ base_model.model.<head tensor>                                 the classificatio
 """
 
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -263,7 +264,13 @@ def _trained_module(names: list[str], why: str) -> AdapterUnsupportedError:
 
 
 def _check_finite(tensors: dict[str, Tensor]) -> None:
-    bad = [key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    # A sum is finite only if all its terms are, and is quick; the exact look is for where it is not.
+    suspects = [key for key, tensor in tensors.items() if not isfinite(tensor.sum(dtype=_wide(tensor)).item())]
+    bad = [key for key in suspects if not bool(torch.isfinite(tensors[key]).all())]
     if bad:
         message = f"values that are not finite (NaN or infinity) in {named(bad)}: take a checkpoint from before"
         raise AdapterFormatError(message, key=bad[0])
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -23,6 +23,8 @@ PUMP = "pump"
 """The one permanent entry of LitServe's response buffer; every batch of events arrives under it."""
 HTTP_PROCESS = 0
 """There is one HTTP process, because the bound on the queue has to be exact."""
+SWITCH_INTERVAL_S = 5e-4
+"""How long a thread may keep the interpreter that another one wants: a step must not wait for a reader's 5 ms."""
 SETUP_FAILED = 71
 """Exit code of an engine process that could not be set up; the reason is on stderr by then."""
 
@@ -80,6 +82,7 @@ class EngineAPI(LitAPI):  # type: ignore[misc]  # LitServe has no types
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C reaches the whole group; the main process decides
         exit_with(self.loop._server_pid, self.manager_pid)
         configure_logging(self.settings.log_level)
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         try:
             self._build()
         except Exception as error:

@@ -20,6 +20,7 @@ from service.encode import Encoder, check_task
 from service.engine.sequence import Sequence
 from service.errors import DeadlineExceededError, ServiceError, describe
 from service.messages import Prepared, Refused, RequestEvent, Work
+from service.priority import give_way
 
 PREPARE_THREADS, LOAD_THREADS = 4, 2
 
@@ -66,7 +67,7 @@ class Preparer:
         """Jobs by the adapter that is being read for them; by name too, as two tenants may own the same bytes."""
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(PREPARE_THREADS, thread_name_prefix="prepare")
-        self._load_pool = ThreadPoolExecutor(LOAD_THREADS, thread_name_prefix="load")
+        self._load_pool = ThreadPoolExecutor(LOAD_THREADS, thread_name_prefix="load", initializer=give_way)
         self.store_reads = 0
 
     def __len__(self) -> int:

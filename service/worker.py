@@ -46,6 +46,7 @@ from service.messages import (
 )
 from service.outbox import POISONED_EXIT, Outbox
 from service.prepare import Preparer
+from service.priority import give_way
 
 HEARTBEAT_S = 1.0
 IDLE_WAIT_S = 0.25
@@ -118,7 +119,7 @@ class Worker:
         self._cache_bytes = cache_bytes
         self._outbox = Outbox(send)
         self._preparer = make_preparer(self._outbox.put, self._hand_over)
-        self._questions = ThreadPoolExecutor(QUESTION_THREADS, thread_name_prefix="question")
+        self._questions = ThreadPoolExecutor(QUESTION_THREADS, thread_name_prefix="question", initializer=give_way)
         self._inbox: deque[_Submit | _Abort] = deque()
         self._wake = threading.Event()
         self._running: dict[str, set[int]] = {}

@@ -83,6 +83,7 @@ def load_library() -> ctypes.CDLL | None:
     except (BuildError, OSError) as error:
         logger.warning("computing with torch alone, without the compiled CPU kernels: %s", error)
         return None
+    library.tenora_pack.argtypes, library.tenora_pack.restype = (Pointer, Int, Int, Pointer), None
     for name, arguments in _SIGNATURES.items():
         for suffix in _SUFFIXES.values():
             kernel = getattr(library, f"{name}_{suffix}", None)
@@ -99,9 +100,9 @@ def supports(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(library.tenora_has_bf16()))
 
 
-def function(name: str, dtype: torch.dtype) -> Callable[..., None]:
-    """A kernel for a type; only to be asked for where :func:`supports` says yes."""
+def function(name: str, dtype: torch.dtype | None = None) -> Callable[..., None]:
+    """A kernel, for a type if there is one for each; only to be asked for where :func:`supports` says yes."""
     library = load_library()
     assert library is not None, "the compiled kernels are not there"
-    kernel: Callable[..., None] = getattr(library, f"{name}_{_SUFFIXES[dtype]}")
+    kernel: Callable[..., None] = getattr(library, name if dtype is None else f"{name}_{_SUFFIXES[dtype]}")
     return kernel

@@ -37,7 +37,7 @@ def pack_pairs(pairs: Mapping[str, LoraPair], dtype: torch.dtype) -> dict[str, L
 
 def _packed(pair: LoraPair, dtype: torch.dtype, a: Tensor, b: Tensor) -> PackedPair:
     pack(pair.a.to(dtype), a)
-    pack((pair.b.float() * pair.scaling).to(dtype), b)
+    pack(pair.b.to(dtype) if pair.scaling == 1.0 else (pair.b.float() * pair.scaling).to(dtype), b)
     return PackedPair(a, b, 1.0, packed_rank=pair.rank)
 
 

@@ -1,11 +1,13 @@
 """The layout in which the CPU kernels read matrices: panels of 16 rows, so that products stream through memory.
 
-See the head of kernels.c. A panel holds ``[k][16]`` values, the last one padded with zeros; or, in bfloat16,
-``[k / 2][width][2]``, the last one narrower.
+See the head of kernels.c. The kernels read units of four bytes, one float32 or two neighbouring bfloat16, and a panel
+holds ``[depth][16]`` of them; a bfloat16 matrix may end with a narrower one, a float32 matrix is padded.
 """
 
 import torch
 from torch import Tensor
+
+from service.engine.native import library
 
 PANEL = 16
 
@@ -22,31 +24,25 @@ def pack(matrix: Tensor, into: Tensor | None = None) -> Tensor:
         matrix: The matrix, in float32 or bfloat16.
         into: Where to put the panels, ``[packed_size]``; a new tensor when None.
     """
-    k = matrix.shape[1]
-    n, depth = _rows(len(matrix), matrix.dtype), _depth(k, matrix.dtype)
-    if (n, depth) != matrix.shape:
-        matrix = torch.nn.functional.pad(matrix, (0, depth - k, 0, n - len(matrix)))
-    flat = matrix.new_empty(n * depth) if into is None else into
-    whole = n // PANEL * PANEL
-    _panels(flat[: whole * depth], PANEL, depth).copy_(_split(matrix[:whole], PANEL, depth))
-    if n > whole:
-        _panels(flat[whole * depth :], n - whole, depth).copy_(_split(matrix[whole:], n - whole, depth))
+    (n, k), dtype = matrix.shape, matrix.dtype
+    rows, columns = _rows(n, dtype), _depth(k, dtype)
+    if (rows, columns) != (n, k):
+        matrix = torch.nn.functional.pad(matrix, (0, columns - k, 0, rows - n))
+    flat = matrix.new_empty(rows * columns) if into is None else into
+    matrix = matrix.contiguous()
+    library.function("tenora_pack")(matrix.data_ptr(), rows, columns * dtype.itemsize // 4, flat.data_ptr())
     return flat
 
 
 def unpack(flat: Tensor, n: int, k: int) -> Tensor:
     """Undo :func:`pack`."""
-    rows, n, depth = n, _rows(n, flat.dtype), _depth(k, flat.dtype)
-    whole = n // PANEL * PANEL
-    matrix = flat.new_empty(n, depth)
-    _split(matrix[:whole], PANEL, depth).copy_(_panels(flat[: whole * depth], PANEL, depth))
-    if n > whole:
-        _split(matrix[whole:], n - whole, depth).copy_(_panels(flat[whole * depth :], n - whole, depth))
-    return matrix[:rows, :k].contiguous()
-
-
-def _step(dtype: torch.dtype) -> int:
-    return 2 if dtype == torch.bfloat16 else 1
+    matrix = flat.new_empty(_rows(n, flat.dtype), _depth(k, flat.dtype))
+    units, panels = matrix.view(torch.int32), flat.view(torch.int32)
+    rows, depth = units.shape
+    whole = rows // PANEL * PANEL
+    units[:whole].view(-1, PANEL, depth).copy_(panels[: whole * depth].view(-1, depth, PANEL).transpose(1, 2))
+    units[whole:].copy_(panels[whole * depth :].view(depth, rows - whole).T)
+    return matrix[:n, :k].contiguous()
 
 
 def _rows(n: int, dtype: torch.dtype) -> int:
@@ -54,17 +50,5 @@ def _rows(n: int, dtype: torch.dtype) -> int:
 
 
 def _depth(k: int, dtype: torch.dtype) -> int:
-    step = _step(dtype)
+    step = 2 if dtype == torch.bfloat16 else 1
     return -(-k // step) * step
-
-
-def _panels(flat: Tensor, width: int, depth: int) -> Tensor:
-    """``[panels, depth / step, width, step]``: as it lies in memory."""
-    step = _step(flat.dtype)
-    return flat.view(-1, depth // step, width, step)
-
-
-def _split(matrix: Tensor, width: int, depth: int) -> Tensor:
-    """The same values of the matrix, in the same order."""
-    step = _step(matrix.dtype)
-    return matrix.view(-1, width, depth // step, step).transpose(1, 2)

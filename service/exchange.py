@@ -37,7 +37,7 @@ class Exchange:
         last: dict[int, float] = {}
         async for event in self.pending.outputs():
             if isinstance(event, TokenEvent):
-                self._time(event.index, last)
+                self._time(event, last)
             else:
                 self._metrics.queue_seconds.observe(event.queue_s)
             yield event
@@ -57,13 +57,13 @@ class Exchange:
         self._watcher.cancel()
         self._client.close(self.pending)
 
-    def _time(self, index: int, last: dict[int, float]) -> None:
-        now = time.monotonic()
+    def _time(self, event: TokenEvent, last: dict[int, float]) -> None:
+        """Note when a token was chosen; it may have come here later, with others."""
         if not last:
-            self._metrics.ttft.observe(now - self.pending.created)
-        if index in last:
-            self._metrics.itl.observe(now - last[index])
-        last[index] = now
+            self._metrics.ttft.observe(event.at - self.pending.created)
+        if event.index in last:
+            self._metrics.itl.observe(event.at - last[event.index])
+        last[event.index] = event.at
 
 
 class EventStream(Response):

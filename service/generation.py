@@ -52,6 +52,7 @@ async def generate(
         max_tokens=max_tokens,
         default_max_tokens=settings.default_max_tokens,
         deadline=deadline_of(settings, body.timeout),
+        stream=bool(body.stream),
     )
     exchange = Exchange(request, work)
     answer = Answer(exchange, form, body.model, work.weight, work.n)

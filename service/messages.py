@@ -63,6 +63,8 @@ class Generate:
     default_max_tokens: int
     deadline: float
     """On the clock of ``time.monotonic``, which all processes of a machine share."""
+    stream: bool = True
+    """Whether somebody waits for every token, rather than for the whole answer."""
 
     @property
     def weight(self) -> int:

@@ -27,10 +27,11 @@ class Outbox:
         """Begin to send."""
         threading.Thread(target=self._run, name="sender", daemon=True).start()
 
-    def put(self, *events: WorkerEvent) -> None:
-        """Add events, in order; may be called from any thread."""
+    def put(self, *events: WorkerEvent, urgent: bool = True) -> None:
+        """Add events, in order; may be called from any thread. What is not urgent goes with the next that is."""
         self._events.extend(events)
-        self._filled.set()
+        if urgent:
+            self._filled.set()
 
     def flush(self) -> None:
         """Send what is there, in the calling thread."""

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
 from service.catalog import Catalog
-from service.engine.events import ClassifiedEvent, Event, FailedEvent, FinishedEvent
+from service.engine.events import ClassifiedEvent, Event, FailedEvent, FinishedEvent, TokenEvent
 from service.engine.sequence import Sequence
 from service.engine.stats import EngineStats
 from service.errors import ServiceError, describe, describe_failure
@@ -124,7 +124,8 @@ class Worker:
         self._wake = threading.Event()
         self._running: dict[str, set[int]] = {}
         """Indices that the engine still owes, by request."""
-        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._seen: OrderedDict[str, bool] = OrderedDict()
+        """Requests that came, and whether they want their answer as a whole."""
         self._next_beat = 0.0
         self._stopping = False
 
@@ -153,13 +154,17 @@ class Worker:
             events = self._engine.step()
             for event in events:
                 self._settle(event)
-            self._outbox.put(*events)
+            self._outbox.put(*events, urgent=not all(self._can_wait(event) for event in events))
             if not self._engine.has_work():
                 self._beat()
         elif not self._inbox:
             self._wake.wait(IDLE_WAIT_S)
         if time.monotonic() >= self._next_beat:
             self._beat()
+
+    def _can_wait(self, event: Event) -> bool:
+        """Whether an event is a token that nobody looks at before the answer is whole: a message saved each step."""
+        return isinstance(event, TokenEvent) and self._seen.get(event.request_id, False)
 
     def _take_commands(self) -> None:
         self._wake.clear()
@@ -247,15 +252,15 @@ class Worker:
             return
         if request_id in self._seen:
             return
-        self._remember(request_id)
+        self._remember(request_id, message)
         self._outbox.put(Accepted(request_id))
         if isinstance(message, Generate | Classify):
             self._preparer.start(request_id, message)
         else:
             self._questions.submit(self._answer, request_id, message)
 
-    def _remember(self, request_id: str) -> None:
-        self._seen[request_id] = None
+    def _remember(self, request_id: str, message: Message) -> None:
+        self._seen[request_id] = isinstance(message, Generate) and not message.stream
         if len(self._seen) > REMEMBERED:
             self._seen.popitem(last=False)
 

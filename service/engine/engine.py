@@ -171,7 +171,7 @@ class Engine:
         logprobs = None
         if (alternatives := sequence.params.logprobs) is not None:
             logprobs = (self._logprobs.of(logits.float(), token, alternatives),)
-        events: list[Event] = [TokenEvent(*sequence.key, text, (token,), logprobs)]
+        events: list[Event] = [TokenEvent(*sequence.key, text, (token,), logprobs, self._clock())]
         if reason is not None:
             events.append(self._finished(sequence, reason))
             self._finish(sequence)

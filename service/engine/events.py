@@ -42,6 +42,8 @@ class TokenEvent:
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] | None = None
+    at: float = 0.0
+    """When they were chosen, on the engine's clock."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,9 @@ def test_instruct_and_chat_render_the_same_alpaca_prompt(server: RunningServer) 
     turns = [{"role": "system", "content": body["instruction"]}, {"role": "user", "content": body["input"]}]
     spoken = chat(server, "acme/write", messages=turns)
     assert instruct["choices"][0]["text"] == spoken["choices"][0]["message"]["content"]
+    cached = [reply["usage"].pop("prompt_tokens_details")["cached_tokens"] for reply in (instruct, spoken)]
     assert instruct["usage"] == spoken["usage"]
+    assert cached[1] == spoken["usage"]["prompt_tokens"] - 1  # one prompt: the second time only its end is computed
 
 
 def test_n_answers_and_lists_of_prompts(server: RunningServer) -> None:

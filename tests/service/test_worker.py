@@ -47,6 +47,7 @@ class ScriptedEngine:
         self.sequences: list[Sequence] = []
         self.submitted: list[str] = []
         self.aborted: list[str] = []
+        self.steps_left = 0
         self.go = threading.Event()
         self.go.set()
         self.poison: Exception | None = None
@@ -70,7 +71,11 @@ class ScriptedEngine:
         events: list[Event] = []
         for sequence in self.sequences:
             events.append(TokenEvent(*sequence.key, "x", (1,)))
-            events.append(FinishedEvent(*sequence.key, "length", sequence.prompt_tokens, 1, 0, "base"))
+            events.append(FinishedEvent(*sequence.key, "length", sequence.prompt_tokens, 0, 1, 0, "base"))
+        if self.steps_left > 0:  # not the last token yet
+            self.steps_left -= 1
+            time.sleep(0.002)
+            return [event for event in events if isinstance(event, TokenEvent)]
         self.sequences = []
         return events
 
@@ -88,6 +93,7 @@ class Bench:
         self.engine = ScriptedEngine()
         self.inbox: queue.Queue[tuple[str, Message]] = queue.Queue()
         self.events: list[Any] = []
+        self.batches: list[list[Any]] = []
         self.hold: dict[str, threading.Event] = {}
         """Adapters whose reading waits for an event."""
         self.reads: list[str] = []
@@ -107,11 +113,18 @@ class Bench:
             catalog,
             make_preparer=lambda emit, hand_over: Preparer(catalog, cache, encoder, emit, hand_over),
             receive=lambda: self.inbox.get(timeout=0.1),
-            send=self.events.extend,
+            send=self._take,
             cache_bytes=lambda: cache.stats().nbytes,
         )
         self.thread = threading.Thread(target=self.worker.run)
         self.thread.start()
+
+    def _take(self, batch: list[Any]) -> None:
+        self.batches.append(batch)
+        self.events.extend(batch)
+
+    def batches_of(self, request_id: str) -> int:
+        return sum(any(getattr(event, "request_id", None) == request_id for event in batch) for batch in self.batches)
 
     def send(self, request_id: str, message: Message) -> None:
         self.inbox.put((request_id, message))
@@ -150,6 +163,16 @@ def test_a_request_from_message_to_last_event(bench: Bench) -> None:
     assert kinds == [Accepted, Prepared, TokenEvent, FinishedEvent]
     assert isinstance(bench.events[0], WorkerStarted)
     assert isinstance(bench.events[1], WorkerStats)
+
+
+def test_tokens_that_nobody_waits_for_travel_together(bench: Bench) -> None:
+    for name, stream in (("whole", False), ("streamed", True)):
+        bench.engine.steps_left = 100
+        bench.send(name, generate(stream=stream))
+        eventually(lambda name=name: bench.finished(name))
+        assert sum(isinstance(event, TokenEvent) for event in bench.of(name)) == 101
+    assert bench.batches_of("whole") <= 5  # accepted, prepared, perhaps a heartbeat, the end
+    assert bench.batches_of("streamed") > 20
 
 
 def test_a_message_that_is_sent_twice_runs_once(bench: Bench) -> None:

@@ -20,8 +20,8 @@ from service.engine.batch import Batch, BatchBuilder
 from service.engine.config import EngineConfig, resolve_device, resolve_dtype
 from service.engine.detokenizer import Detokenizer
 from service.engine.events import ClassifiedEvent, Event, FailedEvent, FinishedEvent, FinishReason, TokenEvent
-from service.engine.kernels import choose_kernels
-from service.engine.kv_cache import KVCache
+from service.engine.kernels import Kernels, choose_kernels
+from service.engine.kv_cache import Cache, KVCache
 from service.engine.loader import CacheShape, LoadedBase, load_base
 from service.engine.logprobs import Logprobs
 from service.engine.runner import Output, Runner
@@ -56,15 +56,16 @@ class Engine:
         self.max_model_len = _context_length(self.base, config, dtype)
         self._clock = clock
         self._eos = _eos_ids(self.base)
-        self._cache = _make_cache(self.base, config, self.max_model_len, dtype, device)
+        self._cache = self._make_cache(kernels)
         self._scheduler = Scheduler(
             slots=SlotTable(config.adapter_slots),
             cache=self._cache,
             max_step_tokens=config.max_step_tokens,
             clock=clock,
         )
+        contiguous = self._cache if isinstance(self._cache, KVCache) else None
         self._builder = BatchBuilder(
-            cache=self._cache,
+            cache=contiguous,
             attention=kernels.attention,
             causal=self.base.generates,
             pool_last=self.base.generates,
@@ -74,13 +75,26 @@ class Engine:
         self._runner = Runner(self.base, kernels, slots=config.adapter_slots, dtype=dtype, device=device)
         check_base(self.base, self._runner, self._builder, self._cache)
         with trial_prompt(self.base, self._builder, self._cache) as batch:
-            kernels.fuse(self.base, self._cache, batch.attention)
+            kernels.fuse(self.base, contiguous, batch.attention)
         check_base(self.base, self._runner, self._builder, self._cache)
+        self._runner.record(kernels, self._cache, config.max_running)
         self._sampler = Sampler(device, kernels.argmax)
         self._logprobs = Logprobs(self.base.tokenizer)
         self._texts: dict[tuple[str, int], Detokenizer] = {}
         self._rejected: list[FailedEvent] = []
         self._stats = EngineStats()
+
+    def _make_cache(self, kernels: Kernels) -> Cache | None:
+        if not self.base.generates:
+            return None
+        config = self.config
+        return kernels.cache(
+            CacheShape.of(self.base),
+            rows=config.max_running,
+            length=self.max_model_len,
+            max_bytes=config.kv_cache_bytes,
+            reuse=config.prefix_reuse,
+        )
 
     def pack(self, adapter: Adapter) -> Adapter:
         """Lay an adapter out as this engine reads it, so that loading it costs a step nothing. From any thread."""
@@ -303,28 +317,3 @@ def _context_length(base: LoadedBase, config: EngineConfig, dtype: torch.dtype) 
         return base.max_length
     rows = min(config.max_running, ROWS_AT_LEAST)
     return max(1, min(base.max_length, config.kv_cache_bytes // (rows * CacheShape.of(base).token_bytes(dtype))))
-
-
-def _make_cache(
-    base: LoadedBase, config: EngineConfig, length: int, dtype: torch.dtype, device: torch.device
-) -> KVCache | None:
-    if not base.generates:
-        return None
-    shape = CacheShape.of(base)
-    row_bytes = shape.token_bytes(dtype) * length
-    rows = min(config.max_running, config.kv_cache_bytes // row_bytes)
-    if rows < 1:
-        raise ValueError(
-            f"the KV cache of one sequence of {length} tokens takes {row_bytes} bytes, more than kv_cache_bytes "
-            f"({config.kv_cache_bytes}); raise it or lower max_model_len"
-        )
-    return KVCache(
-        layers=shape.layers,
-        rows=rows,
-        kv_heads=shape.kv_heads,
-        length=length,
-        head_dim=shape.head_dim,
-        dtype=dtype,
-        device=device,
-        reuse=config.prefix_reuse,
-    )

@@ -1,6 +1,6 @@
 """How an engine computes what is not plain matrix products: by torch alone, or by the compiled CPU kernels."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -9,15 +9,25 @@ from torch import Tensor, nn
 
 from adapters.weights import LoraPair
 from service.engine.attention import AttentionBackend, AttentionBatch, TorchAttention
-from service.engine.kv_cache import KVCache
+from service.engine.kv_cache import Cache, KVCache
 from service.engine.lora import LoraContext, LoraTable, MultiLoraLinear
 from service.engine.sampler import greedy
 
 if TYPE_CHECKING:
-    from service.engine.loader import LoadedBase
+    from service.engine.batch import Batch
+    from service.engine.loader import CacheShape, LoadedBase
 
 Shape = tuple[int, int]
 """Features in and out of a linear layer."""
+Forward = Callable[["Batch"], tuple[Tensor | None, Tensor]]
+"""One pass of the base: the sampled tokens' logits, and every token's final hidden state."""
+
+
+class Recorded(Protocol):
+    """Passes recorded once and repeated."""
+
+    def forward(self, batch: "Batch") -> tuple[Tensor | None, Tensor] | None:
+        """The pass over a batch; None if it fits nothing that was recorded."""
 
 
 class Kernels(Protocol):
@@ -38,6 +48,13 @@ class Kernels(Protocol):
     def argmax(self, logits: Tensor) -> list[int | None]:
         """The likeliest token of each row of ``[n, vocabulary]``; None where values are not finite."""
 
+    def cache(self, shape: "CacheShape", *, rows: int, length: int, max_bytes: int, reuse: bool) -> Cache:
+        """The KV cache that the attention works on.
+
+        Raises:
+            ValueError: one sequence of ``length`` tokens does not fit into ``max_bytes``.
+        """
+
     def fuse(self, base: "LoadedBase", cache: KVCache | None, batch: AttentionBatch) -> None:
         """Put faster equals in the place of parts of a loaded base that has run once.
 
@@ -47,6 +64,9 @@ class Kernels(Protocol):
             batch: A batch of one prompt to try them with.
         """
 
+    def record(self, base: "LoadedBase", forward: Forward, cache: Cache | None, *, largest: int) -> "Recorded | None":
+        """Decode steps of up to ``largest`` rows, recorded once; None where that is not done."""
+
 
 class TorchKernels:
     """PyTorch alone: any device, any type, and the oracle of the others."""
@@ -55,6 +75,8 @@ class TorchKernels:
 
     def __init__(self, dtype: torch.dtype, device: torch.device, *, slots: int, max_rank: int) -> None:
         self.attention: AttentionBackend = TorchAttention()
+        self._dtype = dtype
+        self._device = device
         self._new_table = partial(LoraTable, slots=slots, max_rank=max_rank, dtype=dtype, device=device)
 
     def linear(self, module: nn.Module, shape: Shape, context: LoraContext) -> MultiLoraLinear:
@@ -70,8 +92,26 @@ class TorchKernels:
         """The likeliest token of each row of ``[n, vocabulary]``; None where values are not finite."""
         return greedy(logits)
 
+    def cache(self, shape: "CacheShape", *, rows: int, length: int, max_bytes: int, reuse: bool) -> Cache:
+        """One contiguous row per sequence."""
+        return KVCache.within(
+            max_bytes,
+            layers=shape.layers,
+            rows=rows,
+            kv_heads=shape.kv_heads,
+            length=length,
+            head_dim=shape.head_dim,
+            dtype=self._dtype,
+            device=self._device,
+            reuse=reuse,
+        )
+
     def fuse(self, base: "LoadedBase", cache: KVCache | None, batch: AttentionBatch) -> None:
         """Nothing to do."""
+
+    def record(self, base: "LoadedBase", forward: Forward, cache: Cache | None, *, largest: int) -> "Recorded | None":
+        """Nothing is recorded."""
+        return None
 
 
 def choose_kernels(wanted: str, dtype: torch.dtype, device: torch.device, *, slots: int, max_rank: int) -> Kernels:
@@ -89,6 +129,10 @@ def choose_kernels(wanted: str, dtype: torch.dtype, device: torch.device, *, slo
     """
     if wanted not in ("auto", "torch", "native"):
         raise ValueError(f"kernels must be auto, torch or native, not {wanted!r}")
+    if wanted == "auto" and device.type == "cuda":
+        from service.engine.cuda.kernels import CudaKernels
+
+        return CudaKernels(dtype, device, slots=slots, max_rank=max_rank)
     if wanted != "torch" and device.type == "cpu":
         from service.engine.native import library
 

@@ -47,7 +47,17 @@ class Cache(Protocol):
     def free(self) -> int:
         """Sequences that could still be taken in."""
 
-    def allocate(self, wanted: Content, most: int, running: Iterable[tuple[int, Content]] = ()) -> Allocation | None:
+    def fits(self, tokens: int) -> bool:
+        """Whether a sequence that comes to ``tokens`` tokens could be taken in now."""
+
+    def allocate(
+        self,
+        wanted: Content,
+        most: int,
+        running: Iterable[tuple[int, Content]] = (),
+        *,
+        tokens: int | None = None,
+    ) -> Allocation | None:
         """Take a row for a sequence."""
 
     def release(self, row: int, content: Content | None = None, *, scrub: int = 0) -> None:
@@ -90,18 +100,66 @@ class KVCache:
         self._kept: OrderedDict[int, Content] = OrderedDict()  # free rows with contents, the longest unused first
         self._used: set[int] = set()
 
+    @classmethod
+    def within(
+        cls,
+        max_bytes: int,
+        *,
+        layers: int,
+        rows: int,
+        kv_heads: int,
+        length: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        reuse: bool = True,
+    ) -> "KVCache":
+        """The cache of at most ``max_bytes``, with fewer than ``rows`` rows where they would take more.
+
+        Raises:
+            ValueError: one row does not fit.
+        """
+        row_bytes = 2 * layers * kv_heads * length * head_dim * dtype.itemsize
+        if row_bytes > max_bytes:
+            raise ValueError(
+                f"the KV cache of one sequence of {length} tokens takes {row_bytes} bytes, more than kv_cache_bytes "
+                f"({max_bytes}); raise it or lower max_model_len"
+            )
+        return cls(
+            layers=layers,
+            rows=min(rows, max_bytes // row_bytes),
+            kv_heads=kv_heads,
+            length=length,
+            head_dim=head_dim,
+            dtype=dtype,
+            device=device,
+            reuse=reuse,
+        )
+
     @property
     def free(self) -> int:
         """Rows that no sequence holds."""
         return len(self._empty) + len(self._kept)
 
-    def allocate(self, wanted: Content, most: int, running: Iterable[tuple[int, Content]] = ()) -> Allocation | None:
+    def fits(self, tokens: int) -> bool:
+        """Whether there is a row: each holds the longest sequence."""
+        return bool(self.free)
+
+    def allocate(
+        self,
+        wanted: Content,
+        most: int,
+        running: Iterable[tuple[int, Content]] = (),
+        *,
+        tokens: int | None = None,
+    ) -> Allocation | None:
         """Take a row for a sequence; None when all are taken.
 
         Args:
             wanted: The sequence's tokens.
             most: How many of them may be reused.
             running: Rows in use, with what is in them.
+            tokens: How many the sequence may come to; a row has room for any.
         """
         if not self.free:
             return None

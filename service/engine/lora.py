@@ -246,9 +246,7 @@ class Table(Protocol):
 class MultiLoraLinear(nn.Module):
     """A frozen linear layer (``nn.Linear`` or GPT-2's ``Conv1D``) under many adapters."""
 
-    def __init__(
-        self, base: nn.Module, context: LoraContext, new_table: Callable[[], "LoraTable"] | None = None
-    ) -> None:
+    def __init__(self, base: nn.Module, context: LoraContext, new_table: Callable[[], "Table"] | None = None) -> None:
         super().__init__()
         self.base = base
         self.context = context
@@ -256,11 +254,16 @@ class MultiLoraLinear(nn.Module):
         """The module's :class:`Table`, of the kind that ``forward`` works with."""
         self._new_table = new_table
 
+    def reserve(self) -> None:
+        """Make the table before an adapter targets the module."""
+        if self.table is None and self._new_table is not None:
+            self.table = self._new_table()
+
     def load(self, slot: int, pair: LoraPair | None) -> None:
         """Put an adapter's pair for this module into a slot; None if it has none."""
-        if self.table is None and pair is not None and self._new_table is not None:
+        if pair is not None:
             # Made when the first adapter targets the module: most never touch, say, the vocabulary's projection.
-            self.table = self._new_table()
+            self.reserve()
         if self.table is not None:
             self.table.load(slot, pair)
 

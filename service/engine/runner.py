@@ -10,7 +10,8 @@ from adapters.adapter import Adapter
 from service.engine.attention import attending
 from service.engine.batch import Batch, TextGroup
 from service.engine.heads import ClassificationHeads
-from service.engine.kernels import Kernels
+from service.engine.kernels import Kernels, Recorded
+from service.engine.kv_cache import Cache
 from service.engine.loader import LoadedBase
 from service.engine.lora import LoraBank, LoraBatch
 
@@ -44,6 +45,7 @@ class Runner:
         self._bank = LoraBank(base.linears, slots=slots, pack=kernels.pack)
         self._heads = ClassificationHeads(base.model.config, base.backbone, dtype, device)
         self._hidden: Tensor | None = None
+        self._graphs: Recorded | None = None
         # OPT's language model calls its decoder past its backbone, so the decoder is where all passes meet.
         innermost = base.model.get_decoder() if base.generates else base.backbone
         innermost.register_forward_hook(self._keep_hidden)
@@ -68,8 +70,17 @@ class Runner:
         logits, hidden = self.forward(batch)
         return Output(logits, tuple(self._label_logits(hidden, group) for group in batch.texts))
 
+    def record(self, kernels: Kernels, cache: Cache | None, largest: int) -> None:
+        """Have decode steps of up to ``largest`` rows recorded as graphs, where that can be."""
+        self._graphs = kernels.record(self._base, self._eager, cache, largest=largest)
+
     @torch.inference_mode()
     def forward(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
+        """One pass of the base: the sampled tokens' logits, and every token's final hidden state ``[t, hidden]``."""
+        recorded = self._graphs.forward(batch) if self._graphs is not None else None
+        return recorded or self._eager(batch)
+
+    def _eager(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
         """One pass of the base: the sampled tokens' logits, and every token's final hidden state ``[t, hidden]``."""
         base = self._base
         with attending(batch.attention), base.tokens.of(batch.lora), base.sampled.of(batch.sampled_lora):

@@ -85,15 +85,18 @@ class Scheduler:
         """Take waiting sequences in order while there is room, adding their work to ``prompts``."""
         admitted: list[Admission] = []
         passed_over: list[Sequence] = []
-        starved = False
+        starved = full = False
         while budget > 0 and self.waiting:
             sequence = self.waiting[0]
             if sequence.classifies and not self._text_fits(sequence, prompts):
                 break
             self.waiting.popleft()
-            admission = None if starved and sequence.adapter is not None else self._admit(sequence)
+            waits = (starved and sequence.adapter is not None) or (full and not sequence.classifies)
+            admission = None if waits else self._admit(sequence)
             if admission is None:
                 passed_over.append(sequence)
+                # A long one would wait for ever if shorter ones took the room that it waits for.
+                full = full or self._lacks_row(sequence)
                 starved = starved or self._starved(sequence)
                 continue
             admitted.append(admission)
@@ -126,7 +129,9 @@ class Scheduler:
         if not sequence.classifies:
             assert self.cache is not None, "an encoder does not generate"
             # The last token is computed anyway: it has to say what comes next.
-            allocation = self.cache.allocate(sequence.wanted, len(sequence.tokens) - 1, self._contents())
+            allocation = self.cache.allocate(
+                sequence.wanted, len(sequence.tokens) - 1, self._contents(), tokens=_most_tokens(sequence)
+            )
             assert allocation is not None, "there was a free row"
             sequence.row, sequence.computed = allocation.row, allocation.reused
             sequence.reused = allocation.reused
@@ -139,7 +144,7 @@ class Scheduler:
         return [(sequence.row, sequence.content) for sequence in self.running if sequence.row is not None]
 
     def _lacks_row(self, sequence: Sequence) -> bool:
-        return not sequence.classifies and (self.cache is None or not self.cache.free)
+        return not sequence.classifies and (self.cache is None or not self.cache.fits(_most_tokens(sequence)))
 
     def _starved(self, sequence: Sequence) -> bool:
         """Whether a sequence has waited so long for an adapter slot that no other adapter may overtake it."""
@@ -183,3 +188,8 @@ class Scheduler:
         if self.cache is not None:
             self.cache.check_integrity()
             assert len(held) == len(set(held)) == self.cache.rows - self.cache.free, "KV rows leaked"
+
+
+def _most_tokens(sequence: Sequence) -> int:
+    """How many tokens a sequence that generates may come to."""
+    return sequence.prompt_tokens + sequence.params.max_tokens

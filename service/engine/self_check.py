@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adapters.errors import BaseModelError
 from service.engine.batch import Batch, BatchBuilder
-from service.engine.kv_cache import KVCache
+from service.engine.kv_cache import Cache
 from service.engine.loader import LoadedBase
 from service.engine.runner import Runner
 from service.engine.sampling import SamplingParams
@@ -23,7 +23,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Of the largest value: rounding differs between kernels, a wrong computation differs by far more."""
 
 
-def check_base(base: LoadedBase, runner: Runner, builder: BatchBuilder, cache: KVCache | None) -> None:
+def check_base(base: LoadedBase, runner: Runner, builder: BatchBuilder, cache: Cache | None) -> None:
     """Compute the base's probe through the engine: a prompt and a decode step, or a text.
 
     Raises:
@@ -44,7 +44,7 @@ def check_base(base: LoadedBase, runner: Runner, builder: BatchBuilder, cache: K
 
 
 @contextmanager
-def trial_prompt(base: LoadedBase, builder: BatchBuilder, cache: KVCache | None) -> Iterator[Batch]:
+def trial_prompt(base: LoadedBase, builder: BatchBuilder, cache: Cache | None) -> Iterator[Batch]:
     """A batch of the base's probe, as a prompt with a cache row or as a text."""
     sequence = Sequence("self-check", base.probe.ids, sampling=SamplingParams() if cache is not None else None)
     if cache is not None:
@@ -56,7 +56,7 @@ def trial_prompt(base: LoadedBase, builder: BatchBuilder, cache: KVCache | None)
             cache.release(sequence.row, scrub=len(sequence.tokens))
 
 
-def _answer(base: LoadedBase, runner: Runner, builder: BatchBuilder, cache: KVCache) -> Tensor:
+def _answer(base: LoadedBase, runner: Runner, builder: BatchBuilder, cache: Cache) -> Tensor:
     *prompt, last = base.probe.ids
     sequence = Sequence("self-check", prompt, sampling=SamplingParams())
     sequence.row = _row(cache, sequence)
@@ -71,7 +71,7 @@ def _answer(base: LoadedBase, runner: Runner, builder: BatchBuilder, cache: KVCa
     return logits[0].float()
 
 
-def _row(cache: KVCache, sequence: Sequence) -> int:
+def _row(cache: Cache, sequence: Sequence) -> int:
     allocation = cache.allocate(sequence.wanted, most=0)
     assert allocation is not None
     return allocation.row

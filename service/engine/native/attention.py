@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.engine.attention import AttentionBatch, Layer, Span, attend_span
+from service.engine.attention import AttentionBatch, Layer, Span, TorchAttention, attend_span
 from service.engine.native import library
 
 LARGEST = 1 << 17
@@ -41,13 +41,21 @@ class NativeAttention:
         """Scaling and window that every layer has asked for."""
 
     def attend(self, layer: Layer, batch: AttentionBatch) -> Tensor:
-        """Keep the keys and values of what is cached, and attend: ``[t, heads, head_dim]``."""
+        """Keep the keys and values of what is cached, and attend: ``[t, heads, head_dim]``.
+
+        Raises:
+            ValueError: the layer's keys or values are of another shape than the cache's.
+        """
+        heads, tokens, head_dim = layer.q.shape
+        cache = batch.cache
+        if cache is not None:
+            _check_shapes(layer, cache.keys[layer.index])
+        if head_dim > library.MAX_HEAD:
+            return TorchAttention().attend(layer, batch)
         spans = self.spans_of(batch)
         self.seen[layer.index] = (layer.scaling, layer.window)
-        heads, tokens, head_dim = layer.q.shape
         q, k, v = (_rows(tensor) for tensor in (layer.q, layer.k, layer.v))
         out = q.new_empty(tokens, heads, head_dim)
-        cache = batch.cache
         call = library.Attention(
             q.data_ptr(), k.data_ptr(), v.data_ptr(),
             out.data_ptr(),
@@ -55,7 +63,7 @@ class NativeAttention:
             cache.values[layer.index].data_ptr() if cache is not None else None,
             q.stride(1), q.stride(0), k.stride(1), k.stride(0), v.stride(1), v.stride(0),
             heads, k.shape[0], head_dim, cache.length if cache is not None else 0,
-            batch.causal, layer.window or 0,
+            batch.causal, (layer.window or 0) if batch.causal else 0,
             layer.scaling if layer.scaling is not None else head_dim**-0.5,
         )  # fmt: skip
         self._kernel(ctypes.addressof(call), spans.address, spans.count, self._threads)
@@ -82,6 +90,14 @@ def _lay_out(batch: AttentionBatch) -> _Spans:
             small.append((span.start, count, -1 if span.row is None else span.row, span.context))
     items = np.array(small, dtype=np.int64).reshape(-1, 4)
     return _Spans(items, items.ctypes.data, len(items), tuple(large))
+
+
+def _check_shapes(layer: Layer, keys: Tensor) -> None:
+    """Refuse what the kernel would write over other rows of the cache, and beyond them."""
+    found = {(tensor.shape[0], tensor.shape[-1]) for tensor in (layer.k, layer.v)}
+    made_for = (keys.shape[1], keys.shape[-1])
+    if found != {made_for}:
+        raise ValueError(f"keys and values of {sorted(found)} heads and widths, and a cache for {made_for}")
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The compiled CPU kernels as an engine uses them."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from adapters.weights import LoraPair
 from service.engine.attention import AttentionBatch
+from service.engine.kernels import Shape, TorchKernels
 from service.engine.kv_cache import KVCache
 from service.engine.loader import LoadedBase
 from service.engine.lora import LoraContext, MultiLoraLinear
@@ -23,10 +25,8 @@ from service.engine.native.linear import (
 from service.engine.native.norm import NativeRMSNorm, replaceable
 from service.engine.sampler import greedy
 
-Shape = tuple[int, int]
 
-
-class NativeKernels:
+class NativeKernels(TorchKernels):
     """Compiled for a CPU: all linear layers with their adapters, attention, and whole layers where they can be.
 
     Args:
@@ -38,16 +38,18 @@ class NativeKernels:
     name = "native"
 
     def __init__(self, dtype: torch.dtype, *, slots: int, threads: int) -> None:
-        self.attention = NativeAttention(dtype, threads)
-        self._dtype = dtype
+        super().__init__(dtype, torch.device("cpu"), slots=slots, max_rank=library.MAX_RANK)
+        self._native = NativeAttention(dtype, threads)
+        self.attention = self._native
         self._slots = slots
         self._threads = threads
         self._argmax = library.function("tenora_argmax", dtype) if dtype == torch.bfloat16 else None
 
     def linear(self, module: nn.Module, shape: Shape, context: LoraContext) -> MultiLoraLinear:
         """Put a linear layer of the base under many adapters; its weight is packed and the module's own let go."""
-        weight = module.weight.T if isinstance(module, Conv1D) else module.weight
-        packed = PackedLinear(weight.detach(), module.bias)
+        layer: Any = module
+        weight: Tensor = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+        packed = PackedLinear(weight.detach(), layer.bias)
         return PackedLoraLinear(packed, context, slots=self._slots, threads=self._threads)
 
     def pack(self, pairs: Mapping[str, LoraPair]) -> Mapping[str, LoraPair]:
@@ -58,7 +60,7 @@ class NativeKernels:
 
     def argmax(self, logits: Tensor) -> list[int | None]:
         """The likeliest token of each row of ``[n, vocabulary]``; None where values are not finite."""
-        if self._argmax is None:
+        if self._argmax is None or logits.dtype != self._dtype:  # some models end in float32 whatever their type
             return greedy(logits)
         logits = logits.contiguous()
         best = torch.empty(len(logits), dtype=torch.long)
@@ -72,14 +74,15 @@ class NativeKernels:
             fuse_layers(
                 base.backbone,
                 context=base.tokens,
-                attention=self.attention,
+                attention=self._native,
                 cache=cache,
                 batch=batch,
                 threads=self._threads,
             )
 
     def _replace_norms(self, model: nn.Module) -> None:
+        module: Any
         for parent in list(model.modules()):
             for name, module in list(parent.named_children()):
-                if replaceable(module):
+                if replaceable(module, self._dtype):
                     setattr(parent, name, NativeRMSNorm(module.weight, module.variance_epsilon, self._threads))

@@ -5,6 +5,7 @@ itself on random input), so an architecture that multiplies its residuals, say, 
 """
 
 import ctypes
+from itertools import product
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _ATTENTION_NORMS = {"q_norm", "k_norm"}
 _MLP = {"gate_proj", "up_proj", "down_proj"}
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+_SIZES = (1e-3, 64.0)
+"""Of the input that layers are tried with: a small one shows what a layer adds, a large one what it passes on."""
 
 
 class FusedLayers(nn.Module):
@@ -52,6 +55,7 @@ class FusedLayers(nn.Module):
             2 * first.self_attn.q_proj.out_features + 2 * first.self_attn.k_proj.out_features,
             2 * first.mlp.gate_proj.out_features,
         )
+        self.head_dim = cache.keys[0].shape[-1]
         self._kernel = library.function("tenora_layers", first.input_layernorm.weight.dtype)
 
     def forward(self, x: Tensor, position_embeddings: tuple[Tensor, Tensor], **kwargs: Any) -> Tensor:
@@ -136,6 +140,8 @@ def fuse_layers(
     layers = getattr(backbone, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not all(_alike(layer) for layer in layers):
         return False
+    if len({_shapes(layer) for layer in layers}) > 1 or not _fits(layers[0], cache):
+        return False
     fused = FusedLayers(layers, context, attention, cache, threads)
     if not _equal(backbone, fused, batch):
         return False
@@ -164,19 +170,51 @@ def _alike(layer: nn.Module) -> bool:
     )
 
 
+def _shapes(layer: Any) -> tuple[tuple[int, ...], ...]:
+    attn, mlp = layer.self_attn, layer.mlp
+    parts = [getattr(attn, name) for name in sorted(_ATTENTION)] + [getattr(mlp, name) for name in sorted(_MLP)]
+    norms = [layer.input_layernorm, layer.post_attention_layernorm]
+    norms += [getattr(attn, name) for name in sorted(_ATTENTION_NORMS) if hasattr(attn, name)]
+    return tuple((part.in_features, part.out_features) for part in parts) + tuple(norm.weight.shape for norm in norms)
+
+
+def _fits(layer: Any, cache: KVCache) -> bool:
+    """Whether a layer's parts have the shapes that the kernel takes for granted."""
+    _, kv_heads, _, head_dim = cache.keys[0].shape
+    hidden, inner = layer.mlp.gate_proj.in_features, layer.mlp.gate_proj.out_features
+    keys, queries = kv_heads * head_dim, layer.self_attn.q_proj.out_features
+    heads = tuple((head_dim,) for name in sorted(_ATTENTION_NORMS) if hasattr(layer.self_attn, name))
+    return (
+        head_dim <= library.MAX_HEAD
+        and queries % keys == 0
+        and _shapes(layer)
+        == (
+            *((hidden, keys), (queries, hidden), (hidden, queries), (hidden, keys)),  # k, o, q, v
+            *((inner, hidden), (hidden, inner), (hidden, inner)),  # down, gate, up
+            *((hidden,), (hidden,), *heads),
+        )
+    )
+
+
 @torch.inference_mode()
 def _equal(backbone: Any, fused: FusedLayers, batch: AttentionBatch) -> bool:
     """Whether every layer comes out of the kernel as out of the model's own code."""
     first: Any = fused.layers[0]
     weight: Tensor = first.input_layernorm.weight
     tokens = batch.spans[-1].stop
-    x = torch.randn(1, tokens, weight.shape[0], generator=torch.Generator().manual_seed(0)).to(weight.dtype)
+    noise = torch.randn(1, tokens, weight.shape[0], generator=torch.Generator().manual_seed(0))
     positions = torch.arange(tokens)[None]
     with attending(batch):
-        angles = backbone.rotary_emb(x, position_ids=positions)
-        for i, layer in enumerate(fused.layers):
-            theirs = layer(x, position_embeddings=angles, position_ids=positions).float()
-            ours = fused.run(x, angles, batch, i, i + 1).float()
-            if not (ours - theirs).abs().max() <= _TOLERANCE[weight.dtype] * theirs.abs().max():
+        try:
+            angles = backbone.rotary_emb(noise.to(weight.dtype), position_ids=positions)
+            if any(angle.shape != (1, tokens, fused.head_dim) for angle in angles):
                 return False
+            for (i, layer), size in product(enumerate(fused.layers), _SIZES):
+                x = (size * noise).to(weight.dtype)
+                theirs = layer(x, position_embeddings=angles, position_ids=positions).float()
+                ours = fused.run(x, angles, batch, i, i + 1).float()
+                if not (ours - theirs).norm() <= _TOLERANCE[weight.dtype] * theirs.norm():
+                    return False
+        except (AttributeError, TypeError, ValueError):  # it is not even called as Llama's
+            return False
     return True

@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 MAX_RANK = 1024
 """Largest rank that kernels.c has room for."""
+MAX_HEAD = 256
+"""Largest head dimension that it has room for."""
 Pointer, Int, Float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 

@@ -30,8 +30,9 @@ class PackedPair(LoraPair):
 
 def pack_pairs(pairs: Mapping[str, LoraPair], dtype: torch.dtype) -> dict[str, LoraPair]:
     """All pairs of an adapter in one buffer of ``dtype``; takes a little longer than copying them."""
-    sizes = [packed_size(*matrix.shape, dtype) for pair in pairs.values() for matrix in (pair.a, pair.b)]
-    parts = iter(torch.empty(sum(sizes), dtype=dtype).split(sizes))
+    matrices = [matrix for pair in pairs.values() for matrix in (pair.a, pair.b)]
+    sizes = [packed_size(len(matrix), matrix.shape[1], dtype) for matrix in matrices]
+    parts = iter(torch.split(torch.empty(sum(sizes), dtype=dtype), sizes))
     return {name: _packed(pair, dtype, next(parts), next(parts)) for name, pair in pairs.items()}
 
 

@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STORE  ?= store
+BENCH  ?= --quick --json build/bench.json
 # Two threads are the most that pay on small machines; more make every kernel slower.
 export OMP_NUM_THREADS ?= 2
 
@@ -49,8 +50,8 @@ format: $(VENV)/.dev ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev ## distinct adapters in one batch against PEFT, on this machine
-	$(BIN)/python -m bench.mixed
+bench: $(VENV)/.dev ## measure against PEFT, transformers and llama.cpp on this machine (BENCH="--quick --llama-server …")
+	$(BIN)/python -m bench.serving $(BENCH)
 
 image: ## the container image (docker build; see Dockerfile for its arguments)
 	docker build --tag tenora .

@@ -124,7 +124,8 @@ def _linear_shapes(backbone: torch.nn.Module) -> dict[str, tuple[int, int]]:
 
     shapes = {}
     for name, module in backbone.named_modules():
-        if isinstance(module, torch.nn.Linear):
+        # A router of experts may call itself a Linear and give three things back: no place for an adapter.
+        if isinstance(module, torch.nn.Linear) and type(module).forward is torch.nn.Linear.forward:
             shapes[name] = (module.in_features, module.out_features)
         elif isinstance(module, Conv1D):  # GPT-2 keeps its weight as [in, out]
             shapes[name] = (int(module.weight.shape[0]), int(module.weight.shape[1]))

@@ -1,0 +1,1 @@
+"""Measurements of Tenora against what one would use instead. Start at `bench/serving.py`."""

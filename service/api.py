@@ -154,6 +154,7 @@ class EngineAPI(LitAPI):  # type: ignore[misc]  # LitServe has no types
             device=settings.device,
             prefix_reuse=settings.prefix_reuse,
             kernels=settings.kernels,
+            quantize=settings.quantize,
             threads=settings.threads,
         )
         return Engine(base, config)

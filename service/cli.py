@@ -76,6 +76,9 @@ def serve(
     kernels: Annotated[
         str | None, typer.Option(help="What computes on a CPU: auto, native (compiled for it) or torch.")
     ] = None,
+    quantize: Annotated[
+        Literal["none", "int8"] | None, typer.Option(help="Round the base's weights: int8 or none. [none]")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the CPU kernels.")] = None,
     max_running: Annotated[int | None, typer.Option(help="Sequences that may hold KV cache at once. [32]")] = None,
     adapter_slots: Annotated[int | None, typer.Option(help="Adapters resident in device memory. [16]")] = None,
@@ -102,6 +105,7 @@ def serve(
             dtype=dtype,
             device=device,
             kernels=kernels,
+            quantize=quantize,
             threads=threads,
             max_running=max_running,
             adapter_slots=adapter_slots,

@@ -50,6 +50,9 @@ class Settings(StoreSettings):
     kernels: Literal["auto", "torch", "native"] = Field(
         "auto", description="What computes on a CPU: compiled for it, torch alone, or auto: compiled where it can be."
     )
+    quantize: Literal["none", "int8"] = Field(
+        "none", description="int8 rounds the base's weights, which on a CPU halves the time of its products."
+    )
     threads: PositiveInt | None = Field(None, description="Threads of the CPU kernels; PyTorch's choice if unset.")
 
     max_running: PositiveInt = Field(32, description="Sequences that may hold KV cache at once.")

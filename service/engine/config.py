@@ -29,6 +29,8 @@ class EngineConfig:
     """cpu, cuda, or auto: cuda where there is one."""
     kernels: str = "auto"
     """native (compiled for this CPU), torch, or auto: native where it can be had."""
+    quantize: str = "none"
+    """int8: round the weights of the base's linear layers to int8, but its output layer's; or none."""
     threads: int | None = None
     """Threads of the CPU kernels; torch's own choice when None."""
 
@@ -46,6 +48,21 @@ def resolve_device(name: str) -> torch.device:
     if name not in ("cpu", "cuda"):
         raise ValueError(f"device must be auto, cpu or cuda, not {name!r}")
     return torch.device(name)
+
+
+def resolve_int8(name: str, device: torch.device) -> bool:
+    """Whether the base's weights are to be rounded to int8.
+
+    Raises:
+        ValueError: they cannot be on this device.
+    """
+    if name not in ("none", "int8"):
+        raise ValueError(f"quantize must be none or int8, not {name!r}")
+    if name == "int8" and device.type != "cpu":
+        raise ValueError(
+            f"quantize 'int8' is for a CPU and the base runs on {device.type}; use --device cpu or leave it out"
+        )
+    return name == "int8"
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

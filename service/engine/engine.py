@@ -17,7 +17,7 @@ from torch import Tensor
 from adapters.adapter import Adapter
 from adapters.base import BaseSource
 from service.engine.batch import Batch, BatchBuilder
-from service.engine.config import EngineConfig, resolve_device, resolve_dtype
+from service.engine.config import EngineConfig, resolve_device, resolve_dtype, resolve_int8
 from service.engine.detokenizer import Detokenizer
 from service.engine.events import ClassifiedEvent, Event, FailedEvent, FinishedEvent, FinishReason, TokenEvent
 from service.engine.kernels import Kernels, choose_kernels
@@ -52,7 +52,7 @@ class Engine:
             config.kernels, dtype, device, slots=config.adapter_slots, max_rank=config.max_lora_rank
         )
         self.kernels = kernels.name
-        self.base: LoadedBase = load_base(source, dtype, device, kernels)
+        self.base: LoadedBase = load_base(source, dtype, device, kernels, int8=resolve_int8(config.quantize, device))
         self.max_model_len = _context_length(self.base, config, dtype)
         self._clock = clock
         self._eos = _eos_ids(self.base)

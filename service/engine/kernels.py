@@ -11,6 +11,7 @@ from adapters.weights import LoraPair
 from service.engine.attention import AttentionBackend, AttentionBatch, TorchAttention
 from service.engine.kv_cache import Cache, KVCache
 from service.engine.lora import LoraContext, LoraTable, MultiLoraLinear
+from service.engine.quantize import round_in_place
 from service.engine.sampler import greedy
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Kernels(Protocol):
     """Makes the parts of a base that adapters and attention need."""
 
     name: str
+    int8: bool
+    """Whether products with weights in int8 are computed as such."""
 
     @property
     def attention(self) -> AttentionBackend:
@@ -41,6 +44,9 @@ class Kernels(Protocol):
 
     def linear(self, module: nn.Module, shape: Shape, context: LoraContext) -> MultiLoraLinear:
         """Put a linear layer of the base under many adapters."""
+
+    def linear_int8(self, module: nn.Module, shape: Shape, context: LoraContext) -> MultiLoraLinear:
+        """The same with its weight rounded to int8."""
 
     def pack(self, pairs: Mapping[str, LoraPair]) -> Mapping[str, LoraPair]:
         """Lay an adapter's pairs out as the tables want them; what is laid out already stays."""
@@ -72,6 +78,7 @@ class TorchKernels:
     """PyTorch alone: any device, any type, and the oracle of the others."""
 
     name = "torch"
+    int8 = False
 
     def __init__(self, dtype: torch.dtype, device: torch.device, *, slots: int, max_rank: int) -> None:
         self.attention: AttentionBackend = TorchAttention()
@@ -83,6 +90,11 @@ class TorchKernels:
         """Leave the layer as it is and add the adapters to it."""
         new_table = partial(self._new_table, in_features=shape[0], out_features=shape[1])
         return MultiLoraLinear(module, context, new_table)
+
+    def linear_int8(self, module: nn.Module, shape: Shape, context: LoraContext) -> MultiLoraLinear:
+        """The same with its weight rounded to int8, but kept as it was: torch multiplies so no faster."""
+        round_in_place(module)
+        return self.linear(module, shape, context)
 
     def pack(self, pairs: Mapping[str, LoraPair]) -> Mapping[str, LoraPair]:
         """Nothing to do."""

@@ -1,6 +1,7 @@
 """Loads a base model for the engine: frozen, its linears ready for adapters, its attention the engine's own."""
 
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,8 @@ from adapters.quiet import quiet_transformers
 from service.engine.attention import NAME as ATTENTION
 from service.engine.kernels import Kernels
 from service.engine.lora import LoraContext, MultiLoraLinear, Packed
+
+logger = logging.getLogger(__name__)
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
@@ -73,6 +76,8 @@ class LoadedBase:
     max_length: int
     position_offset: int
     probe: Probe
+    int8: bool
+    """Whether the weights of its linears, but the output head's, were rounded to int8."""
 
     @property
     def generates(self) -> bool:
@@ -89,8 +94,17 @@ class LoadedBase:
         return digest.hexdigest()
 
 
-def load_base(source: BaseSource, dtype: torch.dtype, device: torch.device, kernels: Kernels) -> LoadedBase:
+def load_base(
+    source: BaseSource, dtype: torch.dtype, device: torch.device, kernels: Kernels, *, int8: bool = False
+) -> LoadedBase:
     """Read the weights and make the model ready for mixed batches.
+
+    Args:
+        source: The base.
+        dtype: Its numbers.
+        device: Where it runs.
+        kernels: What computes it.
+        int8: Round the weights of its linears to int8, but the output head's.
 
     Raises:
         BaseModelError: weights are missing, or the architecture cannot be served exactly.
@@ -107,8 +121,11 @@ def load_base(source: BaseSource, dtype: torch.dtype, device: torch.device, kern
             parent, context = model, sampled
         else:
             parent, context = backbone, pooled if name.startswith("pooler.") else tokens
-        return _replace(parent, name, lambda module: kernels.linear(module, shape, context))
+        make = kernels.linear_int8 if int8 and name != output else kernels.linear
+        return _replace(parent, name, lambda module: make(module, shape, context))
 
+    if int8 and not kernels.int8:
+        logger.warning("weights are rounded to int8 but kept in %s: nothing here multiplies in int8", dtype)
     linears = {name: wrap(name, shape) for name, shape in source.linear_shapes().items()}
     model.set_attn_implementation(ATTENTION)
     return LoadedBase(
@@ -124,6 +141,7 @@ def load_base(source: BaseSource, dtype: torch.dtype, device: torch.device, kern
         max_length=source.max_length,
         position_offset=_position_offset(model),
         probe=probe,
+        int8=int8,
     )
 
 

@@ -21,6 +21,8 @@ from service.engine.sequence import Sequence
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Of the largest value: rounding differs between kernels, a wrong computation differs by far more."""
+TOLERANCE_INT8 = 0.25
+"""The same with weights in int8: five times what sound bases show. One that does not bear it is not served so."""
 
 
 def check_base(base: LoadedBase, runner: Runner, builder: BatchBuilder, cache: Cache | None) -> None:
@@ -36,7 +38,12 @@ def check_base(base: LoadedBase, runner: Runner, builder: BatchBuilder, cache: C
         raise BaseModelError(f"base {base.source.id!r}: {name} cannot be served: {error}") from error
     expected = base.probe.expected
     difference = ((found - expected).abs().max() / expected.abs().max()).item()
-    if not difference <= TOLERANCE[base.model.dtype]:
+    if base.int8 and not difference <= TOLERANCE_INT8:
+        raise BaseModelError(
+            f"base {base.source.id!r}: {name} computes otherwise with its weights in int8 (by {difference:.1%}), so it "
+            "is not served like that; leave --quantize out"
+        )
+    if not base.int8 and not difference <= TOLERANCE[base.model.dtype]:
         raise BaseModelError(
             f"base {base.source.id!r}: {name} computes otherwise in a shared batch than alone (by {difference:.1%}), "
             "so it is not served"

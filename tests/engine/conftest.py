@@ -1,11 +1,13 @@
 """Tiny bases with PEFT-written adapters of every shape that is served, and engines over them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from hypothesis import settings
 
 from adapters.adapter import Adapter, infer_manifest, load_adapter
 from adapters.base import BaseSource, resolve_base
@@ -13,8 +15,13 @@ from adapters.manifest import write_manifest
 from adapters.templates import PromptTemplate
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
+from service.engine.native import library
 from tests.engine.oracle import Oracle
 from tests.support.tiny import CONFIGS, tiny_base, write_peft_adapter
+
+# Where other processes want the cores too, a test may stand still for longer than any deadline.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 # Adapters that differ in everything a LoRA may differ in. `{attention}` and `{mlp}` are one linear of each kind.
 GENERATORS: dict[str, dict[str, Any]] = {
@@ -56,6 +63,7 @@ class Zoo:
     source: BaseSource
     folders: dict[str, Path]
     adapters: dict[str, Adapter]
+    _oracles: dict[tuple[str | None, bool], Oracle] = field(default_factory=dict)
 
     @property
     def decoder(self) -> bool:
@@ -73,10 +81,13 @@ class Zoo:
         return Engine(self.source, EngineConfig(**({"dtype": "float32", "device": "cpu"} | config)))
 
     def oracle(self, name: str | None, *, merged: bool = False) -> Oracle:
-        task = "classify" if name in CLASSIFIERS else "generate"
-        labels = CLASSIFIERS[name]["num_labels"] if name in CLASSIFIERS else 2
-        folder = self.folders[name] if name else None
-        return Oracle(self.source.path, folder, task=task, num_labels=labels, merged=merged)
+        if (name, merged) not in self._oracles:
+            task = "classify" if name in CLASSIFIERS else "generate"
+            labels = CLASSIFIERS[name]["num_labels"] if name in CLASSIFIERS else 2
+            folder = self.folders[name] if name else None
+            oracle = Oracle(self.source.path, folder, task=task, num_labels=labels, merged=merged)
+            self._oracles[name, merged] = oracle
+        return self._oracles[name, merged]
 
     def ids(self, words: str) -> list[int]:
         return list(self.source.tokenizer()(words)["input_ids"])
@@ -101,6 +112,23 @@ def _make_zoo(kind: str, folder: Path) -> Zoo:
         asked = {"labels": labels} if labels else {"template": PromptTemplate.named("plain")}
         loaded[name] = read_adapter(folders[name], source, **asked)
     return Zoo(kind, source, folders, loaded)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models of a few numbers are no work for two threads, which only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", params=["torch", "native"])
+def cpu_kernels(request: pytest.FixtureRequest) -> str:
+    """Each way in which a CPU computes."""
+    if request.param == "native" and library.load_library() is None:
+        pytest.skip("the CPU kernels could not be compiled on this machine")
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""In float32: a mixed batch = each request alone = PEFT's own forward = merged weights."""
+"""In float32: a mixed batch = each request alone = PEFT's own forward = merged weights, by every kind of kernels."""
 
 from collections.abc import Callable
 
@@ -14,22 +14,32 @@ PROMPTS = ["the quick brown fox", "It was good.", "a", "### Instruction:\nNot a 
 NEW_TOKENS = 8
 DECODERS = ("gpt2", "llama", "qwen3", "mistral", "opt", "gpt_neox", "phi")
 ENCODERS = ("distilbert", "bert", "roberta")
+EVERY_KIND = pytest.mark.parametrize("kind", [*DECODERS, *ENCODERS])
 
 
-def requests(zoo: Zoo) -> dict[str, Sequence]:
-    """Every adapter, and the base, on prompts of different lengths; keyed `adapter/prompt`."""
-    vocabulary = zoo.source.config().vocab_size
-    made: dict[str, Sequence] = {}
-    for i, words in enumerate(PROMPTS):
-        ids = zoo.ids(words)
-        names = [None, *zoo.generators] if zoo.decoder else []
-        for name in names:
-            adapter = zoo.adapters[name] if name else None
-            key = f"{name or 'base'}/{i}"
-            made[key] = generation(key, ids, adapter, vocabulary=vocabulary, max_tokens=NEW_TOKENS)
-        for name in zoo.classifiers:
-            made[f"{name}/{i}"] = text(f"{name}/{i}", ids, zoo.adapters[name])
-    return made
+def names(zoo: Zoo) -> list[str | None]:
+    """Every adapter, and the base if it answers by itself."""
+    return [None, *zoo.adapters] if zoo.decoder else [*zoo.adapters]
+
+
+def looked_at(zoo: Zoo, name: str | None) -> int:
+    """The prompt for which a name's whole distributions are compared, and which it also gets alone."""
+    return names(zoo).index(name) % len(PROMPTS)
+
+
+def request(zoo: Zoo, name: str | None, i: int) -> Sequence:
+    """Prompt ``i`` for an adapter, or for the base; its id is `adapter/i`."""
+    key, ids = f"{name or 'base'}/{i}", zoo.ids(PROMPTS[i])
+    if name in zoo.classifiers:
+        return text(key, ids, zoo.adapters[name])
+    vocabulary = zoo.source.config().vocab_size if i == looked_at(zoo, name) else None
+    adapter = zoo.adapters[name] if name else None
+    return generation(key, ids, adapter, vocabulary=vocabulary, max_tokens=NEW_TOKENS)
+
+
+def requests(zoo: Zoo) -> list[Sequence]:
+    """All prompts, which differ in length, for all names."""
+    return [request(zoo, name, i) for name in names(zoo) for i in range(len(PROMPTS))]
 
 
 def assert_same(got: Outcome, want: Outcome) -> None:
@@ -40,39 +50,48 @@ def assert_same(got: Outcome, want: Outcome) -> None:
         torch.testing.assert_close(got.logprobs, want.logprobs, atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("kind", [*DECODERS, *ENCODERS])
-def test_a_mixed_batch_equals_each_request_alone(zoo: Callable[[str], Zoo], kind: str) -> None:
-    engine = zoo(kind).engine(max_running=64)
-    alone = {key: drain(engine, sequence)[key] for key, sequence in requests(zoo(kind)).items()}
-    mixed = drain(engine, *requests(zoo(kind)).values())
-    assert mixed.keys() == alone.keys()
-    for key, outcome in mixed.items():
-        assert_same(outcome, alone[key])
+@EVERY_KIND
+def test_a_mixed_batch_equals_each_request_alone(zoo: Callable[[str], Zoo], kind: str, cpu_kernels: str) -> None:
+    engine = zoo(kind).engine(max_running=64, kernels=cpu_kernels, prefix_reuse=False)
+    mixed = drain(engine, *requests(zoo(kind)))
     assert engine.stats().max_adapters_in_step == len(zoo(kind).adapters)
     assert engine.stats().max_kinds_in_step == (2 if zoo(kind).decoder else 1)
+    for name in names(zoo(kind)):
+        alone = request(zoo(kind), name, looked_at(zoo(kind), name))
+        assert_same(mixed[alone.request_id], drain(engine, alone)[alone.request_id])
 
 
-@pytest.mark.parametrize("merged", [False, True], ids=["peft", "merged"])
-@pytest.mark.parametrize("kind", [*DECODERS, *ENCODERS])
-def test_a_mixed_batch_equals_peft(zoo: Callable[[str], Zoo], kind: str, merged: bool) -> None:
+@EVERY_KIND
+def test_a_mixed_batch_equals_peft_and_merged_weights(zoo: Callable[[str], Zoo], kind: str, cpu_kernels: str) -> None:
     # A small step budget, so that prompts are computed in chunks beside decode rows and whole texts.
-    outcomes = drain(zoo(kind).engine(max_running=64, max_step_tokens=24), *requests(zoo(kind)).values())
-    for name in [None, *zoo(kind).adapters] if zoo(kind).decoder else [*zoo(kind).adapters]:
-        oracle = zoo(kind).oracle(name, merged=merged)
-        for i, words in enumerate(PROMPTS):
-            outcome = outcomes[f"{name or 'base'}/{i}"]
-            if name in zoo(kind).classifiers:
-                want = oracle.classify(zoo(kind).ids(words))
-                torch.testing.assert_close(outcome.probabilities, want, atol=TOLERANCE, rtol=0)
-            else:
-                answer = oracle.generate(zoo(kind).ids(words), NEW_TOKENS)
-                assert outcome.tokens == answer.tokens
-                torch.testing.assert_close(outcome.logprobs, answer.logprobs, atol=TOLERANCE, rtol=0)
+    engine = zoo(kind).engine(max_running=64, max_step_tokens=24, kernels=cpu_kernels)
+    assert engine.kernels == cpu_kernels
+    outcomes = drain(engine, *requests(zoo(kind)))
+    for name in names(zoo(kind)):
+        for merged in (False, True) if name else (False,):
+            for i in range(len(PROMPTS)):
+                assert_equals_peft(zoo(kind), name, i, outcomes[f"{name or 'base'}/{i}"], merged=merged)
+
+
+def assert_equals_peft(zoo: Zoo, name: str | None, i: int, outcome: Outcome, *, merged: bool) -> None:
+    oracle, ids = zoo.oracle(name, merged=merged), zoo.ids(PROMPTS[i])
+    if name in zoo.classifiers:
+        torch.testing.assert_close(outcome.probabilities, oracle.classify(ids), atol=TOLERANCE, rtol=0)
+        return
+    answer = oracle.follow(ids, outcome.tokens)
+    assert len(outcome.tokens) == NEW_TOKENS
+    assert outcome.tokens == answer.tokens
+    if i == looked_at(zoo, name):
+        torch.testing.assert_close(outcome.logprobs, answer.logprobs, atol=TOLERANCE, rtol=0)
 
 
 def test_adapters_differ_from_each_other_and_from_the_base(llama: Zoo) -> None:
     """The oracle would prove nothing if the adapters changed nothing."""
-    outcomes = drain(llama.engine(max_running=64), *requests(llama).values())
-    rows = [outcomes[f"{name}/0"].logprobs[0] for name in ("base", *llama.generators)]
+    vocabulary, ids = llama.source.config().vocab_size, llama.ids(PROMPTS[0])
+    asked = {name: llama.adapters.get(name) for name in ("base", *llama.generators)}
+    outcomes = drain(
+        llama.engine(), *(generation(name, ids, adapter, vocabulary=vocabulary) for name, adapter in asked.items())
+    )
+    rows = [outcome.logprobs[0] for outcome in outcomes.values()]
     for i, row in enumerate(rows):
         assert all((row - other).abs().max() > 100 * TOLERANCE for other in rows[:i])

@@ -8,17 +8,34 @@
  * leave without waiting for each other unless said.
  */
 
-/* y = (start or bias) + x W^T; start is [total, n] and may be y itself. */
-static void F(share_linear)(const Linear *linear, const TYPE *x, const TYPE *start, TYPE *y, int64_t total) {
-    const int64_t n = linear->n, k = linear->k, panels = (n + PANEL - 1) / PANEL;
+/* Put x into eight bits for a linear layer that reads it so; threads take the rows that share_norm gives them. */
+static void F(share_round)(const Linear *linear, const Batch *batch, const TYPE *x) {
+    if (!linear->scale) return;
+#if INT8
+    const Rounded to = rounded(batch, linear->k);
+#pragma omp for schedule(static) nowait
+    for (int64_t m = 0; m < batch->total; m++)
+        F(round_row)(x + m * linear->k, linear->k, to.q + m * to.ld, to.step + m, to.zero + m);
+#endif
+}
+
+/* y = (start or bias) + x W^T; start is [total, n] and may be y itself. In int8 x has to have been put into eight bits. */
+static void F(share_linear)(const Linear *linear, const Batch *batch, const TYPE *x, const TYPE *start, TYPE *y) {
+#if INT8
+    if (linear->scale) {
+        F(share_int8)(linear, rounded(batch, linear->k), start, y, batch->total);
+        return;
+    }
+#endif
+    const int64_t n = linear->n, k = linear->k, total = batch->total, pairs = (n + 2 * PANEL - 1) / (2 * PANEL);
     const int64_t deep = max64(TILE, (1 << 19) / (k * (int64_t)sizeof(TYPE)) / TILE * TILE); /* rows in the L2 cache */
     const TYPE *weight = linear->weight, *bias = linear->bias;
     for (int64_t m = 0; m < total; m += deep) {
 #pragma omp for schedule(static) nowait
-        for (int64_t p = 0; p < panels; p++) {
-            const int64_t o = p * PANEL;
+        for (int64_t p = 0; p < pairs; p++) {
+            const int64_t o = p * 2 * PANEL;
             const TYPE *from = start ? start + m * n + o : bias ? bias + o : NULL;
-            F(tile)(min64(deep, total - m), x + m * k, k, weight + o * k, k / PAIR, min64(PANEL, n - o), from,
+            F(tiles)(min64(deep, total - m), x + m * k, k, weight + o * k, k / PAIR, min64(2 * PANEL, n - o), from,
                     start ? n : 0, y + m * n + o, n);
         }
     }
@@ -113,7 +130,7 @@ static void F(share_rotate)(const Layer *layer, const Batch *batch, TYPE *q, TYP
 }
 
 static void F(share_norm)(const TYPE *x, const TYPE *weight, TYPE *y, int64_t rows, int64_t n, float eps) {
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t m = 0; m < rows; m++) F(norm)(x + m * n, weight, y + m * n, n, eps);
 }
 
@@ -130,23 +147,33 @@ static void F(share_layer)(const Layer *layer, const Batch *batch, TYPE *x, TYPE
     attention.q_head = attention.k_head = attention.v_head = dim;
 
     F(share_norm)(x, layer->input_norm, normed, total, hidden, layer->input_eps);
-    F(share_linear)(layer->q->linear, normed, NULL, q, total);
-    F(share_linear)(layer->k->linear, normed, NULL, k, total);
-    F(share_linear)(layer->v->linear, normed, NULL, v, total);
+    F(share_round)(layer->q->linear, batch, normed);
+#pragma omp barrier
+    F(share_linear)(layer->q->linear, batch, normed, NULL, q);
+    F(share_linear)(layer->k->linear, batch, normed, NULL, k);
+    F(share_linear)(layer->v->linear, batch, normed, NULL, v);
     F(share_lora)(batch, (const Module *[]){layer->q, layer->k, layer->v}, (TYPE *[]){q, k, v}, 3, normed);
     F(share_rotate)(layer, batch, q, k);
     F(share_attention)(&attention, batch->span, batch->spans, batch->threads);
 #pragma omp barrier
-    F(share_linear)(layer->o->linear, attended, x, x, total);
+    if (layer->o->linear->scale) {
+        F(share_round)(layer->o->linear, batch, attended);
+#pragma omp barrier
+    }
+    F(share_linear)(layer->o->linear, batch, attended, x, x);
     F(share_lora)(batch, (const Module *[]){layer->o}, (TYPE *[]){x}, 1, attended);
 
     F(share_norm)(x, layer->post_norm, normed, total, hidden, layer->post_eps);
-    F(share_linear)(layer->gate->linear, normed, NULL, gate, total);
-    F(share_linear)(layer->up->linear, normed, NULL, up, total);
+    F(share_round)(layer->gate->linear, batch, normed);
+#pragma omp barrier
+    F(share_linear)(layer->gate->linear, batch, normed, NULL, gate);
+    F(share_linear)(layer->up->linear, batch, normed, NULL, up);
     F(share_lora)(batch, (const Module *[]){layer->gate, layer->up}, (TYPE *[]){gate, up}, 2, normed);
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t m = 0; m < total; m++) F(gate)(gate + m * inner, up + m * inner, inner);
-    F(share_linear)(layer->down->linear, gate, x, x, total);
+    F(share_round)(layer->down->linear, batch, gate);
+#pragma omp barrier
+    F(share_linear)(layer->down->linear, batch, gate, x, x);
     F(share_lora)(batch, (const Module *[]){layer->down}, (TYPE *[]){x}, 1, gate);
 }
 
@@ -156,7 +183,11 @@ static void F(share_layer)(const Layer *layer, const Batch *batch, TYPE *x, TYPE
 void F(tenora_linear)(const Module *module, const Batch *batch, const TYPE *x, TYPE *y) {
 #pragma omp parallel num_threads(batch->threads)
     {
-        F(share_linear)(module->linear, x, NULL, y, batch->total);
+        if (module->linear->scale) {
+            F(share_round)(module->linear, batch, x);
+#pragma omp barrier
+        }
+        F(share_linear)(module->linear, batch, x, NULL, y);
         F(share_lora)(batch, &module, &y, 1, x);
     }
 }

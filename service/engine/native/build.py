@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("kernels.c")
-BODY = Path(__file__).with_name("body.h")
+HEADERS = (SOURCE.with_name("body.h"), SOURCE.with_name("int8.h"))
 # Without -lgomp at the link: the OpenMP symbols are torch's, and a second runtime would fight it for the cores.
 FLAGS = ("-O3", "-fno-math-errno", "-fopenmp", "-fPIC", "-std=gnu11")
 COMPILERS = ("cc", "gcc", "clang")
@@ -28,25 +28,34 @@ class BuildError(RuntimeError):
 
 def library_name() -> str:
     """The file name of the library that belongs to this source and this kind of machine."""
-    key = hashlib.sha256(SOURCE.read_bytes() + BODY.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
+    code = b"".join(file.read_bytes() for file in (SOURCE, *HEADERS))
+    key = hashlib.sha256(code + " ".join(FLAGS).encode()).hexdigest()[:16]
     return f"kernels-{platform.system().lower()}-{platform.machine()}-{key}.so"
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    return Path.home() / ".cache" / "tenora"
+    """Where compiled kernels are kept.
+
+    Raises:
+        BuildError: the user has no home.
+    """
+    try:
+        return Path.home() / ".cache" / "tenora"
+    except RuntimeError as error:
+        raise BuildError("this user has no home to keep them in; set HOME") from error
 
 
 def find_or_build() -> Path:
     """The compiled library: beside this file if it was built ahead of time, else from the cache, else built now.
 
     Raises:
-        BuildError: there is no compiler, or it fails.
+        BuildError: there is no compiler, or it fails, or there is nowhere to keep what it makes.
     """
-    for folder in (SOURCE.parent, cache_folder()):
-        if _trusted(folder / library_name()):
-            return folder / library_name()
-    return build(cache_folder())
+    ahead = SOURCE.parent / library_name()
+    if _trusted(ahead):
+        return ahead
+    kept = cache_folder() / library_name()
+    return kept if _trusted(kept) else build(kept.parent)
 
 
 def _trusted(path: Path) -> bool:

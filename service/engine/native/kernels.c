@@ -8,11 +8,14 @@
  *     float      panel[k][16]                      the last panel padded with zeros
  *     bfloat16   panel[ceil(k / 2)][width][2]      what one vdpbf16ps multiplies; the last panel may be narrower, and
  *                                                  an odd k is padded with zeros
+ *     int8       panel[ceil(k / 4)][width][4]      the same for vpdpbusd; base weights only
  *
  * Base weights, A (n = rank, k = in) and B (n = out, k = rank) all have this layout, so one tile of code serves all
- * three. Which code runs is decided by the machine that it runs on: bfloat16 needs AVX512-BF16, float32 needs nothing.
+ * three. Which code runs is decided by the machine that it runs on: bfloat16 needs AVX512-BF16, int8 AVX512-VNNI,
+ * float32 needs nothing.
  *
- * This file has the inner loops of each type; body.h, included for each, has everything around them.
+ * This file has the inner loops of each type; int8.h, included for each, has those of int8 weights, and body.h has
+ * everything around them.
  */
 #include <math.h>
 #include <stdint.h>
@@ -20,6 +23,9 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#define INT8 1 /* there is code for it */
+#else
+#define INT8 0
 #endif
 
 #define PANEL 16      /* rows of W side by side */
@@ -30,11 +36,13 @@
 
 typedef uint16_t bf16;
 
-/* A frozen linear layer: y = x W^T + bias. k is even in bfloat16. */
+/* A frozen linear layer: y = x W^T + bias. k is even in bfloat16. In int8 the layer has scales, else they are NULL. */
 typedef struct {
     int64_t n, k;
-    const void *weight; /* panels */
-    const void *bias;   /* [n] or NULL */
+    const void *weight;  /* panels */
+    const void *bias;    /* [n] or NULL */
+    const float *scale;  /* [n] */
+    const int32_t *sums; /* [n], of each output's weights as int8 */
 } Linear;
 
 /* One module's matrices in one adapter slot; rank 0 where the adapter leaves the module alone. */
@@ -80,13 +88,23 @@ typedef struct {
     Attention attention; /* without q, k, v and out */
 } Layer;
 
-/* What the layers of one forward pass share. cos, sin: [total, head_dim]. */
+/* What the layers of one forward pass share. cos, sin: [total, head_dim]. rounded has room for x in eight bits, total *
+ * (k + 136) bytes for the largest k of a layer in int8. */
 typedef struct {
     int64_t total, spans, rows, threads;
     const Span *span;
     const Rows *row;
     const void *cos, *sin;
+    void *rounded;
 } Batch;
+
+/* Rows of x in eight bits: x[m] = step[m] * (q[m] - zero[m]). */
+typedef struct {
+    uint8_t *q;
+    float *step;
+    int32_t *zero;
+    int64_t ld; /* an odd number of cache lines, so that rows do not fall on each other in the cache */
+} Rounded;
 
 /* Leaves of the float32 code are compiled for each of these and chosen when the library is loaded. */
 #if defined(__x86_64__) && defined(__GLIBC__)
@@ -113,6 +131,40 @@ void tenora_pack(const uint32_t *matrix, int64_t rows, int64_t depth, uint32_t *
             for (int64_t j = 0; j < width; j++) *panels++ = matrix[(r + j) * depth + d];
     }
 }
+
+/* Where the batch keeps rows of k values in eight bits. */
+static Rounded rounded(const Batch *batch, int64_t k) {
+    const int64_t ld = ((k + 63) / 64 | 1) * 64;
+    float *step = (float *)((uint8_t *)batch->rounded + batch->total * ld);
+    return (Rounded){batch->rounded, step, (int32_t *)(step + batch->total), ld};
+}
+
+/* The same without the first m rows. */
+static inline Rounded rows_from(Rounded x, int64_t m) {
+    return (Rounded){x.q + m * x.ld, x.step + m, x.zero + m, x.ld};
+}
+
+#if INT8
+#define NOT_FINITE 0x99 /* for vfpclassps: quiet NaN, infinities, signalling NaN */
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl")
+static inline __mmask16 lanes(int64_t n) { return (__mmask16)(n >= 16 ? 0xffffu : (1u << n) - 1); }
+typedef int32_t __attribute__((may_alias, aligned(1))) unit; /* four bytes of a row of x */
+static inline __m512i four(const void *x) { return _mm512_set1_epi32(*(const unit *)x); }
+/* Written out because GCC 12 moves every sum to another register and back around its own. */
+static inline __m512i dot4(__m512i sum, __m512i x, __m512i w) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w));
+    return sum;
+}
+#pragma GCC pop_options
+
+int tenora_has_int8(void) {
+    return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#else
+int tenora_has_int8(void) { return 0; }
+#endif
 
 /* ── float32, on any machine ─────────────────────────────────────────────────────────────────────────────────── */
 
@@ -145,6 +197,13 @@ CLONES static void tile_f32(int64_t rows, const float *x, int64_t ldx, const flo
     }
     STEP(8) STEP(4) STEP(1)
 #undef STEP
+}
+
+static void tiles_f32(int64_t rows, const float *x, int64_t ldx, const float *panel, int64_t k, int64_t width,
+                      const float *start, int64_t lds, float *y, int64_t ldy) {
+    tile_f32(rows, x, ldx, panel, k, min64(PANEL, width), start, lds, y, ldy);
+    if (width > PANEL)
+        tile_f32(rows, x, ldx, panel + k * PANEL, k, width - PANEL, start ? start + PANEL : NULL, lds, y + PANEL, ldy);
 }
 
 CLONES static void norm_f32(const float *x, const float *weight, float *y, int64_t n, float eps) {
@@ -204,6 +263,16 @@ CLONES static void attend_f32(const float *q, const float *keys, int64_t key_str
 #define TYPE float
 #define F(NAME) NAME##_f32
 #define PAIR 1
+#if INT8
+#define LOAD(P, MASK) _mm512_maskz_loadu_ps(MASK, P)
+#define STORE(P, MASK, X) _mm512_mask_storeu_ps(P, MASK, X)
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+#include "int8.h"
+#pragma GCC pop_options
+#undef LOAD
+#undef STORE
+#endif
 #include "body.h"
 
 /* ── bfloat16, where the machine multiplies in it ────────────────────────────────────────────────────────────── */
@@ -218,13 +287,11 @@ int tenora_has_bf16(void) {
 }
 
 static inline __m512 widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
-static inline __mmask16 lanes(int64_t n) { return (__mmask16)(n >= 16 ? 0xffffu : (1u << n) - 1); }
 static inline __m512 load(const bf16 *x, __mmask16 mask) { return widen(_mm256_maskz_loadu_epi16(mask, x)); }
 static inline void store(bf16 *y, __mmask16 mask, __m512 x) {
     _mm256_mask_storeu_epi16(y, mask, (__m256i)_mm512_cvtneps_pbh(x));
 }
-typedef int32_t __attribute__((may_alias, aligned(2))) two; /* two neighbours of a row of x */
-static inline __m512bh pair(const bf16 *x) { return (__m512bh)_mm512_set1_epi32(*(const two *)x); }
+static inline __m512bh pair(const bf16 *x) { return (__m512bh)four(x); }
 
 /* y[m] = start[m] + x[m] panel^T for ROWS rows of x, bf16 in and out, summed in float32.
  * start is NULL (zero), the bias (lds 0) or y itself. CHAINS independent sums per row hide the latency of the dot. */
@@ -276,9 +343,56 @@ static void tile_bf16(int64_t rows, const bf16 *x, int64_t ldx, const bf16 *pane
 #undef STEP
 }
 
+/* As TILE_BF16 for two whole panels: more products for every value of x that is read. */
+#define TILE2_BF16(ROWS)                                                                                              \
+    static void tile2_##ROWS(const bf16 *x, int64_t ldx, const bf16 *panel, int64_t pairs, const bf16 *start,        \
+                             int64_t lds, bf16 *y, int64_t ldy) {                                                    \
+        const bf16 *other = panel + pairs * PANEL * 2;                                                               \
+        __m512 left[ROWS], right[ROWS];                                                                              \
+        _Pragma("GCC unroll 16") for (int m = 0; m < ROWS; m++) {                                                    \
+            left[m] = start ? load(start + m * lds, 0xffff) : _mm512_setzero_ps();                                   \
+            right[m] = start ? load(start + m * lds + PANEL, 0xffff) : _mm512_setzero_ps();                          \
+        }                                                                                                            \
+        for (int64_t i = 0; i < pairs; i++) {                                                                        \
+            const __m512bh a = (__m512bh)_mm512_loadu_si512(panel + i * PANEL * 2);                                  \
+            const __m512bh b = (__m512bh)_mm512_loadu_si512(other + i * PANEL * 2);                                  \
+            _Pragma("GCC unroll 16") for (int m = 0; m < ROWS; m++) {                                                \
+                const __m512bh v = pair(x + m * ldx + 2 * i);                                                        \
+                left[m] = _mm512_dpbf16_ps(left[m], a, v);                                                           \
+                right[m] = _mm512_dpbf16_ps(right[m], b, v);                                                         \
+            }                                                                                                        \
+        }                                                                                                            \
+        _Pragma("GCC unroll 16") for (int m = 0; m < ROWS; m++) {                                                    \
+            store(y + m * ldy, 0xffff, left[m]);                                                                     \
+            store(y + m * ldy + PANEL, 0xffff, right[m]);                                                            \
+        }                                                                                                            \
+    }
+
+TILE2_BF16(12)
+TILE2_BF16(8)
+
+/* Up to two panels: those of the base, for many rows. */
+static void tiles_bf16(int64_t rows, const bf16 *x, int64_t ldx, const bf16 *panel, int64_t pairs, int64_t width,
+                       const bf16 *start, int64_t lds, bf16 *y, int64_t ldy) {
+    if (width == 2 * PANEL && rows > TILE)
+        for (; rows >= 8;) {
+            const int64_t step = rows >= 12 ? 12 : 8;
+            if (step == 12)
+                tile2_12(x, ldx, panel, pairs, start, lds, y, ldy);
+            else
+                tile2_8(x, ldx, panel, pairs, start, lds, y, ldy);
+            x += step * ldx, y += step * ldy, rows -= step;
+            if (start) start += step * lds;
+        }
+    tile_bf16(rows, x, ldx, panel, pairs, min64(PANEL, width), start, lds, y, ldy);
+    if (width > PANEL)
+        tile_bf16(rows, x, ldx, panel + pairs * PANEL * 2, pairs, width - PANEL, start ? start + PANEL : NULL, lds,
+                  y + PANEL, ldy);
+}
+
 /* e^x for x <= 0, relative error below 2e-7: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]. */
 static inline __m512 exp_512(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-104.0f));
+    x = _mm512_max_ps(_mm512_set1_ps(-104.0f), x); /* in this order a NaN stays one */
     const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
     __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
     r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
@@ -399,6 +513,12 @@ static void attend_bf16(const bf16 *q, const bf16 *keys, int64_t key_stride, con
 #define TYPE bf16
 #define F(NAME) NAME##_bf16
 #define PAIR 2
+#define LOAD(P, MASK) load(P, MASK)
+#define STORE(P, MASK, X) store(P, MASK, X)
+#pragma GCC push_options
+#pragma GCC target("avx512vnni")
+#include "int8.h"
+#pragma GCC pop_options
 #include "body.h"
 
 /* The likeliest token of each row of logits [rows, n], the first of equals; -1 where any of them is not finite. */
@@ -411,7 +531,7 @@ void tenora_argmax_bf16(const bf16 *logits, int64_t rows, int64_t n, int64_t *be
         for (int64_t i = 0; i < n; i += 16) {
             const __mmask16 mask = lanes(n - i);
             const __m512 v = load(row + i, mask);
-            wild |= _mm512_mask_fpclass_ps_mask(mask, v, 0x99); /* quiet NaN, infinities, signalling NaN */
+            wild |= _mm512_mask_fpclass_ps_mask(mask, v, NOT_FINITE);
             most = _mm512_mask_max_ps(most, mask, most, v);
         }
         const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(most));

@@ -41,15 +41,25 @@ class NativeKernels(TorchKernels):
         super().__init__(dtype, torch.device("cpu"), slots=slots, max_rank=library.MAX_RANK)
         self._native = NativeAttention(dtype, threads)
         self.attention = self._native
+        self.int8 = library.supports_int8()
         self._slots = slots
         self._threads = threads
         self._argmax = library.function("tenora_argmax", dtype) if dtype == torch.bfloat16 else None
 
     def linear(self, module: nn.Module, shape: Shape, context: LoraContext) -> MultiLoraLinear:
         """Put a linear layer of the base under many adapters; its weight is packed and the module's own let go."""
+        return self._packed(module, context, int8=False)
+
+    def linear_int8(self, module: nn.Module, shape: Shape, context: LoraContext) -> MultiLoraLinear:
+        """The same with its weight rounded to int8."""
+        if self.int8 and shape[0] <= library.MAX_INT8:
+            return self._packed(module, context, int8=True)
+        return super().linear_int8(module, shape, context)
+
+    def _packed(self, module: nn.Module, context: LoraContext, *, int8: bool) -> MultiLoraLinear:
         layer: Any = module
         weight: Tensor = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
-        packed = PackedLinear(weight.detach(), layer.bias)
+        packed = PackedLinear(weight.detach(), layer.bias, int8=int8)
         return PackedLoraLinear(packed, context, slots=self._slots, threads=self._threads)
 
     def pack(self, pairs: Mapping[str, LoraPair]) -> Mapping[str, LoraPair]:

@@ -19,13 +19,20 @@ MAX_RANK = 1024
 """Largest rank that kernels.c has room for."""
 MAX_HEAD = 256
 """Largest head dimension that it has room for."""
+MAX_INT8 = 1 << 16
+"""Most inputs of a layer in int8 whose sums still fit 32 bits."""
+ROUNDED_EXTRA = 136
+"""Bytes that a row of a batch needs beside its values in eight bits."""
 Pointer, Int, Float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
 class Linear(ctypes.Structure):
     """``Linear`` of kernels.c."""
 
-    _fields_ = (("n", Int), ("k", Int), ("weight", Pointer), ("bias", Pointer))
+    _fields_ = (
+        ("n", Int), ("k", Int),
+        ("weight", Pointer), ("bias", Pointer), ("scale", Pointer), ("sums", Pointer),
+    )  # fmt: skip
 
 
 class Attention(ctypes.Structure):
@@ -64,6 +71,7 @@ class Batch(ctypes.Structure):
     _fields_ = (
         ("total", Int), ("spans", Int), ("rows", Int), ("threads", Int),
         ("span", Pointer), ("row", Pointer), ("cos", Pointer), ("sin", Pointer),
+        ("rounded", Pointer),
     )  # fmt: skip
 
 
@@ -100,6 +108,12 @@ def supports(dtype: torch.dtype) -> bool:
     if library is None:
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(library.tenora_has_bf16()))
+
+
+def supports_int8() -> bool:
+    """Whether the kernels are there and this machine multiplies in int8."""
+    library = load_library()
+    return library is not None and bool(library.tenora_has_int8())
 
 
 def function(name: str, dtype: torch.dtype | None = None) -> Callable[..., None]:

@@ -12,6 +12,7 @@ from adapters.weights import LoraPair
 from service.engine.lora import LoraContext, MultiLoraLinear
 from service.engine.native import library
 from service.engine.native.panels import pack, packed_size, unpack
+from service.engine.quantize import Int8Weight, round_weight
 
 _SLOT = np.dtype([("rank", np.int64), ("a", np.uint64), ("b", np.uint64)])
 
@@ -69,27 +70,43 @@ class PackedLinear(nn.Module):
     Args:
         weight: ``[out, in]``; its memory is not needed afterwards.
         bias: ``[out]`` or None.
+        int8: Round the weight to int8; x is then rounded to eight bits too, row by row.
     """
 
-    def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None, *, int8: bool = False) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.padding = self.in_features % 2 if weight.dtype == torch.bfloat16 else 0  # bfloat16 is read in pairs
-        self.panels = pack(weight)
+        rounded = round_weight(weight) if int8 else None
+        self.panels = pack(weight if rounded is None else rounded.values)
+        self.scales = None if rounded is None else rounded.scales
+        self._sums = None if rounded is None else rounded.sums()
         self.bias = bias
         self._struct = library.Linear(
             n=self.out_features,
             k=self.in_features + self.padding,
             weight=self.panels.data_ptr(),
-            bias=None if bias is None else bias.data_ptr(),
+            bias=_address(bias),
+            scale=_address(self.scales),
+            sums=_address(self._sums),
         )
         self.address = ctypes.addressof(self._struct)
         # Models look at a weight's shape and type; its values nobody can have but through the product.
         self.weight = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
 
+    @property
+    def rounded_bytes(self) -> int:
+        """Bytes that a row of x takes in eight bits; 0 where it is not rounded."""
+        return 0 if self.scales is None else self.in_features + self.padding + library.ROUNDED_EXTRA
+
     def dense(self) -> Tensor:
-        """The weight as it was, ``[out, in]``."""
-        return unpack(self.panels, self.out_features, self.in_features)
+        """The weight that it computes with, ``[out, in]``."""
+        weight = unpack(self.panels, self.out_features, self.in_features)
+        return weight if self.scales is None else Int8Weight(weight, self.scales).dense()
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 class PackedLoraLinear(MultiLoraLinear):
@@ -103,14 +120,15 @@ class PackedLoraLinear(MultiLoraLinear):
         self.table = NativeTable(slots, self.struct)
         self._address = ctypes.addressof(self.struct)
         self._threads = threads
-        self._kernel = library.function("tenora_linear", base.panels.dtype)
+        self._kernel = library.function("tenora_linear", base.weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in] -> [..., out]``."""
         x = nn.functional.pad(x, (0, 1)) if self.base.padding else x.contiguous()
         y = x.new_empty((*x.shape[:-1], self.base.out_features))
         total, batch = x.numel() // x.shape[-1], self.context.batch
-        struct = library.Batch(total=total, threads=self._threads)
+        rounded = torch.empty(total * self.base.rounded_bytes, dtype=torch.uint8)
+        struct = library.Batch(total=total, threads=self._threads, rounded=rounded.data_ptr())
         if batch is not None:
             assert total == len(batch.slots), f"{total} rows for a batch of {len(batch.slots)} tokens"
             rows = batch.rows(self._threads)

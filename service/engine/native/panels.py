@@ -1,7 +1,7 @@
 """The layout in which the CPU kernels read matrices: panels of 16 rows, so that products stream through memory.
 
-See the head of kernels.c. The kernels read units of four bytes, one float32 or two neighbouring bfloat16, and a panel
-holds ``[depth][16]`` of them; a bfloat16 matrix may end with a narrower one, a float32 matrix is padded.
+See the head of kernels.c. The kernels read units of four bytes, one float32 or neighbouring bfloat16 or int8. A panel
+holds ``[depth][16]`` of them; the last one may be narrower, but for a float32 matrix, which is padded.
 """
 
 import torch
@@ -21,7 +21,7 @@ def pack(matrix: Tensor, into: Tensor | None = None) -> Tensor:
     """``[n, k]`` to a flat tensor of panels.
 
     Args:
-        matrix: The matrix, in float32 or bfloat16.
+        matrix: The matrix, in float32, bfloat16 or int8.
         into: Where to put the panels, ``[packed_size]``; a new tensor when None.
     """
     (n, k), dtype = matrix.shape, matrix.dtype
@@ -46,9 +46,9 @@ def unpack(flat: Tensor, n: int, k: int) -> Tensor:
 
 
 def _rows(n: int, dtype: torch.dtype) -> int:
-    return n if dtype == torch.bfloat16 else -(-n // PANEL) * PANEL
+    return -(-n // PANEL) * PANEL if dtype == torch.float32 else n
 
 
 def _depth(k: int, dtype: torch.dtype) -> int:
-    step = 2 if dtype == torch.bfloat16 else 1
+    step = 4 // dtype.itemsize
     return -(-k // step) * step

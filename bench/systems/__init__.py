@@ -1,0 +1,1 @@
+"""What is measured: Tenora, called directly and over HTTP, and its rivals."""

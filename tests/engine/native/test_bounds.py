@@ -1,0 +1,96 @@
+"""The kernels read and write what is theirs and not a byte beside it, whatever the shapes: there is a fence."""
+
+import ctypes
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.engine.lora import LoraBatch
+from service.engine.native import library
+from service.engine.native.panels import pack
+from tests.engine.native.bases import fused, logprobs, open_engine, save_base
+from tests.engine.native.fences import fenced
+from tests.engine.native.test_attention import Case, cache, cases, layer, spans
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="fences are pages of Linux")
+SIZES = st.one_of(st.integers(1, 40), st.sampled_from([48, 64, 70]))
+SIDES = st.booleans()
+
+
+@settings(max_examples=60)
+@given(SIZES, SIZES, st.integers(1, 35), st.integers(1, 40), SIDES)
+def test_linear_layers(dtype: torch.dtype, n: int, k: int, rank: int, rows: int, before: bool) -> None:
+    k += k % 2  # as PackedLinear pads it
+    x, y, bias = (fenced(torch.ones(shape, dtype=dtype), before=before) for shape in ((rows, k), (rows, n), (n,)))
+    weight = fenced(pack(torch.ones(n, k, dtype=dtype)), before=before)
+    a = fenced(pack(torch.ones(rank, k, dtype=dtype)), before=before)
+    b = fenced(pack(torch.ones(n, rank, dtype=dtype)), before=before)
+    linear = library.Linear(n=n, k=k, weight=weight.data_ptr(), bias=bias.data_ptr())
+    slots = np.array([(0, 0, 0), (rank, a.data_ptr(), b.data_ptr())], dtype=np.uint64)
+    module = library.Module(linear=ctypes.addressof(linear), slots=slots.ctypes.data)
+    items = LoraBatch([1] * rows, torch.device("cpu")).rows(1)
+    batch = library.Batch(total=rows, rows=items.count, row=items.address, threads=1)
+    kernel = library.function("tenora_linear", dtype)
+    kernel(ctypes.addressof(module), ctypes.addressof(batch), x.data_ptr(), y.data_ptr())
+    torch.testing.assert_close(y.float(), torch.full((rows, n), float(1 + k + k * rank)), atol=0, rtol=2**-6)
+
+
+@settings(max_examples=60)
+@given(cases(), SIDES)
+def test_attention(dtype: torch.dtype, case: Case, before: bool) -> None:
+    kept, asked = cache(case, dtype, 0.0), layer(case, dtype)
+    q, k, v = (fenced(part.transpose(0, 1).contiguous(), before=before) for part in (asked.q, asked.k, asked.v))
+    out = fenced(torch.empty_like(q), before=before)
+    stored = [fenced(part[0], before=before) for part in (kept.keys, kept.values)] if kept is not None else []
+    items = np.array([(s.start, s.stop - s.start, -1 if s.row is None else s.row, s.context) for s in spans(case)])
+    call = library.Attention(
+        q=q.data_ptr(), k=k.data_ptr(), v=v.data_ptr(), out=out.data_ptr(),
+        key_cache=stored[0].data_ptr() if stored else None, value_cache=stored[1].data_ptr() if stored else None,
+        q_token=q.stride(0), q_head=q.stride(1), k_token=k.stride(0), k_head=k.stride(1),
+        v_token=v.stride(0), v_head=v.stride(1), heads=q.shape[1], kv_heads=k.shape[1], head_dim=q.shape[2],
+        length=stored[0].shape[2] if stored else 0, causal=case.causal, window=case.window or 0, scale=0.1,
+    )  # fmt: skip
+    library.function("tenora_attention", dtype)(ctypes.addressof(call), items.ctypes.data, len(items), case.threads)
+    assert out.isfinite().all()
+
+
+@given(st.integers(1, 7), st.integers(1, 100), SIDES)
+def test_norms(dtype: torch.dtype, rows: int, n: int, before: bool) -> None:
+    x, y, weight = (fenced(torch.ones(shape, dtype=dtype), before=before) for shape in ((rows, n), (rows, n), (n,)))
+    library.function("tenora_rms_norm", dtype)(x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, n, 0.0, 1)
+    assert (y == 1).all()
+
+
+@given(st.integers(1, 4), st.integers(1, 100), SIDES)
+def test_argmax(dtype: torch.dtype, rows: int, n: int, before: bool) -> None:
+    if dtype != torch.bfloat16:
+        return
+    logits, best = fenced(torch.zeros(rows, n, dtype=dtype), before=before), fenced(torch.ones(rows, dtype=torch.long))
+    library.function("tenora_argmax", dtype)(logits.data_ptr(), rows, n, best.data_ptr(), 1)
+    assert best.tolist() == [0] * rows
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"intermediate_size": 8}, {"intermediate_size": 200}, {"num_key_value_heads": 4}, {"num_attention_heads": 16}],
+    ids=str,
+)
+def test_whole_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, sizes: dict[str, int]
+) -> None:
+    """The space for what lies between the parts of a layer is as large as the kernel says."""
+
+    def new_empty(self: torch.Tensor, *size: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return fenced(torch.full(size[0] if isinstance(size[0], tuple) else size, torch.nan, dtype=dtype or self.dtype))
+
+    folder = save_base(tmp_path, "llama", **sizes)
+    engine = open_engine(folder, kernels="native", dtype=str(dtype).removeprefix("torch."))
+    assert fused(engine)
+    monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
+    assert logprobs(engine, list(range(2, 39))).isfinite().all()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 from torch import Tensor
 
 from adapters.base import BaseSource
@@ -100,9 +101,13 @@ def has_head(folder: Path) -> bool:
 
 
 def _read(folder: Path) -> dict[str, Tensor]:
-    with _opened(folder) as file:
-        # Copied out of the mapped file: what was checked is what is served, whatever becomes of the file.
-        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    _refuse_pickle(folder)
+    with open_regular(folder / WEIGHTS_FILE) as stream:
+        data = stream.read()  # not mapped: what was checked is what is served, whatever becomes of the file
+    try:
+        tensors = dict(sorted(load(data).items()))  # in an order that messages can rely on
+    except (SafetensorError, KeyError) as error:
+        raise _unreadable(data[:16], error) from error
     if not tensors:
         raise AdapterMismatchError(f"{WEIGHTS_FILE} holds no tensors at all", key=WEIGHTS_FILE)
     odd = [key for key, tensor in tensors.items() if tensor.dtype not in _DTYPES]
@@ -113,16 +118,24 @@ def _read(folder: Path) -> dict[str, Tensor]:
 
 
 def _opened(folder: Path) -> safe_open:
-    if (folder / PICKLE_FILE).exists() or (folder / PICKLE_FILE).is_symlink():
-        message = f"{PICKLE_FILE} is a pickle and is never opened: remove it, and save with safe_serialization=True"
-        raise AdapterFormatError(message, key=PICKLE_FILE)
+    _refuse_pickle(folder)
     with open_regular(folder / WEIGHTS_FILE) as stream:
         start = stream.read(16)
     try:
         return safe_open(folder / WEIGHTS_FILE, framework="pt")
     except (SafetensorError, OSError) as error:
-        what = "a pickle under another name" if _is_pickle(start) else f"no safetensors file ({error})"
-        raise AdapterFormatError(f"{WEIGHTS_FILE} is {what}: save it with safetensors", key=WEIGHTS_FILE) from error
+        raise _unreadable(start, error) from error
+
+
+def _refuse_pickle(folder: Path) -> None:
+    if (folder / PICKLE_FILE).exists() or (folder / PICKLE_FILE).is_symlink():
+        message = f"{PICKLE_FILE} is a pickle and is never opened: remove it, and save with safe_serialization=True"
+        raise AdapterFormatError(message, key=PICKLE_FILE)
+
+
+def _unreadable(start: bytes, error: Exception) -> AdapterFormatError:
+    what = "a pickle under another name" if _is_pickle(start) else f"no safetensors file ({error})"
+    return AdapterFormatError(f"{WEIGHTS_FILE} is {what}: save it with safetensors", key=WEIGHTS_FILE)
 
 
 def _is_pickle(start: bytes) -> bool:

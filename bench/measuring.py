@@ -1,5 +1,6 @@
 """Takes turns between systems, and says how far the values of one lie apart."""
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -38,13 +39,14 @@ class System:
     """Something that can be asked to do a round of the work.
 
     ``run`` takes the number of the round, so that each has fresh prompts, and returns how many units it did (tokens,
-    texts). ``warm`` is a short piece of the same work, and is not counted. ``most`` bounds its rounds.
+    texts). ``warm`` is a short piece of the same work, and is not counted; None where another system has warmed the
+    same thing already. ``most`` bounds the rounds.
     """
 
     key: str
     name: str
     run: Callable[[int], int]
-    warm: Callable[[], object]
+    warm: Callable[[], object] | None
     most: int | None = None
 
 
@@ -74,9 +76,12 @@ def take_turns(
         for system in list(alive):
             if spent[system.key] > patience or number >= (system.most or rounds):
                 continue
+            work = system.warm if number < 0 else functools.partial(system.run, number)
+            if work is None:
+                continue
             start = time.perf_counter()
             try:
-                units = system.warm() if number < 0 else system.run(number)
+                units = work()
             except Exception as error:
                 if failed is None:
                     raise

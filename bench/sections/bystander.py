@@ -85,7 +85,7 @@ class Neighbours:
 
 def run(bench: Bench) -> None:
     """Stream in turns beside nobody, beside loads and unloads, and beside requests alone."""
-    tokens, windows = (150, 4) if bench.options.quick else (300, 10)
+    tokens, windows = (120, 4) if bench.options.quick else (300, 10)
     neighbours, stream = Neighbours(bench), Stream(bench, tokens)
     gaps: dict[str, list[float]] = {kind: [] for kind in KINDS}
     rates: dict[str, list[float]] = {"loads": [], "requests": []}

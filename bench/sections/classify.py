@@ -7,6 +7,7 @@ from bench.sections.section import Section
 from bench.workloads import lengths, prompts
 
 TEXTS, ADAPTERS, SHORTEST, LONGEST = 64, 8, 20, 200
+QUICK_PATIENCE_S = 8.0
 EQUAL_LABELS = 4
 """Labels of every adapter that PEFT gets: it stacks the rows of a batch, so its heads have to be of one size."""
 
@@ -48,7 +49,8 @@ def run(bench: Bench) -> None:
             name = f"PEFT, one padded batch (`adapter_names`), heads of {EQUAL_LABELS} labels"
             systems.append(_system("classify_peft", name, peft, vocabulary))
             bench.report.figures("classify", _compare(tenora, peft, vocabulary))
-        rates = take_turns(systems, bench.options.rounds, bench.say, unit="texts/s")
+        patience = QUICK_PATIENCE_S if bench.options.quick else float("inf")
+        rates = take_turns(systems, bench.options.rounds, bench.say, unit="texts/s", patience=patience)
     for system in systems:
         bench.report.rate(system.key, system.name, rates[system.key])
     bench.report.ratio_of("classify_vs_peft", "classify_tenora", "classify_peft")

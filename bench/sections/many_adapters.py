@@ -17,7 +17,7 @@ PROMPT, ANSWER = (8, 128), (8, 128)
 FEW, MANY = 5, 1000
 SWEEP_COUNTS = (1, 5, 20, 100, 500, 1000)
 OVERLOAD, MODERATE = 2.0, 0.7
-SETTLE_S = 1.0
+SETTLE_S = 0.7
 
 
 class Loop:
@@ -56,7 +56,7 @@ class Loop:
     def _measure_capacity(self) -> float:
         """Requests a second that the engine serves under a few adapters, all of them waiting from the start."""
         rows = open_loop(adapters=FEW, rate=200, seconds=2, prompt_tokens=PROMPT, new_tokens=ANSWER, seed=3)
-        result = self._serve([Arrival(0.0, row.adapter, row.prompt_tokens, row.new_tokens) for row in rows], 3.0)
+        result = self._serve([Arrival(0.0, row.adapter, row.prompt_tokens, row.new_tokens) for row in rows], 2.0)
         rate = result["tokens_per_s"] / statistics.mean(range(*ANSWER))
         self._bench.say(f"capacity is about {rate:.1f} requests/s")
         return float(max(rate, 0.5))
@@ -73,7 +73,7 @@ class Loop:
 def run(bench: Bench) -> None:
     """1,000 adapters against 5, in turns, above capacity."""
     quick = bench.options.quick
-    seconds, rounds = (5.0, 3) if quick else (15.0, max(3, bench.options.rounds))
+    seconds, rounds = (4.0, 3) if quick else (15.0, max(3, bench.options.rounds))
     loop = Loop(bench, MANY)
     try:
         windows = _turns(bench, loop, (FEW, MANY), seconds, rounds)

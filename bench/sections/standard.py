@@ -17,7 +17,7 @@ from bench.workloads import choose, prompts
 WARM_TOKENS = 2
 PATIENCE_S = {True: 20.0, False: 120.0}
 """Seconds after which a slow system gets no further round, in a quick run and in a whole one."""
-ALONE = 2
+ALONE = {True: 1, False: 4}
 """Requests of a round where they run one after the other: their rate is that of all of them."""
 IN_RATIOS = frozenset({
     "tenora_http_distinct", "tenora_http_identical", "tenora_http_base", "tenora_engine_distinct", "llamacpp_distinct",
@@ -100,7 +100,11 @@ class Standard:
         peft.wait()
         self._add("peft_mixed", "PEFT, one mixed batch (`adapter_names`)", "distinct", self._asking(peft, "mixed"))
         self._add(
-            "peft_alone", "PEFT, one adapter at a time", "distinct", self._asking(peft, "one_at_a_time"), most=ALONE
+            "peft_alone",
+            "PEFT, one adapter at a time",
+            "distinct",
+            self._asking(peft, "one_at_a_time"),
+            most=ALONE[self._options.quick],
         )
 
     def add_transformers(self) -> None:
@@ -138,21 +142,22 @@ class Standard:
         count = min(options.at_once, most or options.at_once)
         which = adapters_of(case, options.at_once)[:count]
 
-        def run(seed: int, new: int = options.new_tokens) -> int:
-            batch = prompts(count, options.prompt_tokens, self._bench.base.config().vocab_size, seed)
-            return wave(batch, which, new)
+        def run(seed: int, requests: int = count, new: int = options.new_tokens) -> int:
+            batch = prompts(requests, options.prompt_tokens, self._bench.base.config().vocab_size, seed)
+            return wave(batch, which[:requests], new)
 
         # Crossed with the system, or two that share a cache of prompts would help one another.
         salt = 1000 * (len(self.systems) + 1)
         once = options.quick and key not in IN_RATIOS
+        in_process = key.startswith(("peft", "transformers"))
+
+        def warm() -> int:
+            # A server has to have seen every adapter; what runs in a process has read them before.
+            return run(salt - 1, 2 if in_process else count, min(WARM_TOKENS, options.new_tokens))
+
+        warmed = once and key != "transformers_generate"
         self.systems.append(
-            System(
-                key,
-                name,
-                lambda number: run(salt + number),
-                lambda: run(salt - 1, min(WARM_TOKENS, options.new_tokens)),
-                most=1 if once else None,
-            )
+            System(key, name, lambda number: run(salt + number), None if warmed else warm, 1 if once else None)
         )
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from adapters.weights import LoraPair
-from service.engine.lora import NARROW, LoraBatch, LoraContext, LoraTable, MultiLoraLinear
+from service.engine.lora import NARROW, TILE, LoraBatch, LoraContext, LoraTable, MultiLoraLinear
 
 CPU = torch.device("cpu")
 IN, OUT, MAX_RANK, RANKS = 5, 7, 6, (0, 2, 6, 0, 3)  # rank of each slot; slot 0 and slot 3 have nothing
@@ -50,6 +50,20 @@ def test_narrow_segments_share_products_and_wide_ones_do_not() -> None:
     assert batch.narrow.slots.tolist() == [1, 2]
     assert batch.narrow.index.tolist() == [[1, 1], [2, 3]]
     assert batch.narrow.rows.tolist() == [1, 2, 3]
+
+
+@given(st.lists(st.integers(0, 40), min_size=5, max_size=5).filter(any), st.integers(1, 4))
+def test_the_pieces_for_the_kernels_hold_every_token_once(counts: list[int], threads: int) -> None:
+    slots = [slot for slot, count in enumerate(counts) for _ in range(count)]
+    rows = LoraBatch(slots, CPU).rows(threads)
+    assert rows.items.shape == (rows.count, 3)
+    assert rows.address == rows.items.ctypes.data
+    assert [(slot, token) for slot, start, stop in rows.items.tolist() for token in range(start, stop)] == [
+        (slot, token) for token, slot in enumerate(slots) if slot
+    ]
+    adapted = len(slots) - counts[0]
+    assert all(0 < stop - start <= TILE for _, start, stop in rows.items.tolist())
+    assert rows.count >= min(threads, adapted), "a thread has nothing to do"
 
 
 def test_tokens_out_of_order_are_a_bug() -> None:

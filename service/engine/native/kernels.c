@@ -123,12 +123,22 @@ static void visible(const Attention *at, const Span *span, int64_t i, int64_t *f
     *first = at->window ? max64(0, *last - at->window) : 0;
 }
 
-/* A matrix [rows, depth] of four-byte units into panels, the last one as narrow as need be. One thread. */
-void tenora_pack(const uint32_t *matrix, int64_t rows, int64_t depth, uint32_t *panels) {
-    for (int64_t r = 0; r < rows; r += PANEL) {
-        const int64_t width = min64(PANEL, rows - r);
-        for (int64_t d = 0; d < depth; d++)
-            for (int64_t j = 0; j < width; j++) *panels++ = matrix[(r + j) * depth + d];
+/* A matrix [rows, depth] of four-byte units, and where its panels go. */
+typedef struct {
+    const uint32_t *matrix;
+    int64_t rows, depth;
+    uint32_t *panels;
+} Packing;
+
+/* Matrices into panels, the last one of each as narrow as need be. One thread. */
+void tenora_pack(const Packing *items, int64_t count) {
+    for (const Packing *item = items; item < items + count; item++) {
+        uint32_t *to = item->panels;
+        for (int64_t r = 0; r < item->rows; r += PANEL) {
+            const int64_t width = min64(PANEL, item->rows - r);
+            for (int64_t d = 0; d < item->depth; d++)
+                for (int64_t j = 0; j < width; j++) *to++ = item->matrix[(r + j) * item->depth + d];
+        }
     }
 }
 

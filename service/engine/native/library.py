@@ -93,7 +93,7 @@ def load_library() -> ctypes.CDLL | None:
     except (BuildError, OSError) as error:
         logger.warning("computing with torch alone, without the compiled CPU kernels: %s", error)
         return None
-    library.tenora_pack.argtypes, library.tenora_pack.restype = (Pointer, Int, Int, Pointer), None
+    library.tenora_pack.argtypes, library.tenora_pack.restype = (Pointer, Int), None
     for name, arguments in _SIGNATURES.items():
         for suffix in _SUFFIXES.values():
             kernel = getattr(library, f"{name}_{suffix}", None)

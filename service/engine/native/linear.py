@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from adapters.weights import LoraPair
 from service.engine.lora import LoraContext, MultiLoraLinear
 from service.engine.native import library
-from service.engine.native.panels import pack, packed_size, unpack
+from service.engine.native.panels import pack, pack_all, packed_size, unpack
 from service.engine.quantize import Int8Weight, round_weight
 
 _SLOT = np.dtype([("rank", np.int64), ("a", np.uint64), ("b", np.uint64)])
@@ -31,16 +31,19 @@ class PackedPair(LoraPair):
 
 def pack_pairs(pairs: Mapping[str, LoraPair], dtype: torch.dtype) -> dict[str, LoraPair]:
     """All pairs of an adapter in one buffer of ``dtype``; takes a little longer than copying them."""
-    matrices = [matrix for pair in pairs.values() for matrix in (pair.a, pair.b)]
+    matrices = [matrix for pair in pairs.values() for matrix in (pair.a.to(dtype), _scaled(pair, dtype))]
     sizes = [packed_size(len(matrix), matrix.shape[1], dtype) for matrix in matrices]
-    parts = iter(torch.split(torch.empty(sum(sizes), dtype=dtype), sizes))
-    return {name: _packed(pair, dtype, next(parts), next(parts)) for name, pair in pairs.items()}
+    parts = torch.split(torch.empty(sum(sizes), dtype=dtype), sizes)
+    pack_all(matrices, parts)
+    halves = zip(parts[::2], parts[1::2], strict=True)
+    return {
+        name: PackedPair(a, b, 1.0, packed_rank=pair.rank)
+        for (name, pair), (a, b) in zip(pairs.items(), halves, strict=True)
+    }
 
 
-def _packed(pair: LoraPair, dtype: torch.dtype, a: Tensor, b: Tensor) -> PackedPair:
-    pack(pair.a.to(dtype), a)
-    pack(pair.b.to(dtype) if pair.scaling == 1.0 else (pair.b.float() * pair.scaling).to(dtype), b)
-    return PackedPair(a, b, 1.0, packed_rank=pair.rank)
+def _scaled(pair: LoraPair, dtype: torch.dtype) -> Tensor:
+    return pair.b.to(dtype) if pair.scaling == 1.0 else (pair.b.float() * pair.scaling).to(dtype)
 
 
 class NativeTable:

@@ -4,6 +4,9 @@ See the head of kernels.c. The kernels read units of four bytes, one float32 or 
 holds ``[depth][16]`` of them; the last one may be narrower, but for a float32 matrix, which is padded.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,21 +20,35 @@ def packed_size(n: int, k: int, dtype: torch.dtype) -> int:
     return _rows(n, dtype) * _depth(k, dtype)
 
 
-def pack(matrix: Tensor, into: Tensor | None = None) -> Tensor:
-    """``[n, k]`` to a flat tensor of panels.
+def pack(matrix: Tensor) -> Tensor:
+    """``[n, k]``, in float32, bfloat16 or int8, to a flat tensor of panels."""
+    flat = matrix.new_empty(packed_size(len(matrix), matrix.shape[1], matrix.dtype))
+    pack_all([matrix], [flat])
+    return flat
+
+
+def pack_all(matrices: Sequence[Tensor], into: Sequence[Tensor]) -> None:
+    """Pack many matrices in one call of the kernel, which leaves the interpreter to others meanwhile.
 
     Args:
-        matrix: The matrix, in float32, bfloat16 or int8.
-        into: Where to put the panels, ``[packed_size]``; a new tensor when None.
+        matrices: ``[n, k]`` each.
+        into: Where to put the panels of each, ``[packed_size]``.
     """
-    (n, k), dtype = matrix.shape, matrix.dtype
-    rows, columns = _rows(n, dtype), _depth(k, dtype)
-    if (rows, columns) != (n, k):
-        matrix = torch.nn.functional.pad(matrix, (0, columns - k, 0, rows - n))
-    flat = matrix.new_empty(rows * columns) if into is None else into
-    matrix = matrix.contiguous()
-    library.function("tenora_pack")(matrix.data_ptr(), rows, columns * dtype.itemsize // 4, flat.data_ptr())
-    return flat
+    whole = [_padded(matrix).contiguous() for matrix in matrices]
+    items = np.array(
+        [
+            (matrix.data_ptr(), len(matrix), matrix.shape[1] * matrix.itemsize // 4, flat.data_ptr())
+            for matrix, flat in zip(whole, into, strict=True)
+        ],
+        dtype=np.int64,
+    )
+    library.function("tenora_pack")(items.ctypes.data, len(items))
+
+
+def _padded(matrix: Tensor) -> Tensor:
+    n, k = matrix.shape
+    rows, columns = _rows(n, matrix.dtype), _depth(k, matrix.dtype)
+    return matrix if (rows, columns) == (n, k) else torch.nn.functional.pad(matrix, (0, columns - k, 0, rows - n))
 
 
 def unpack(flat: Tensor, n: int, k: int) -> Tensor:

@@ -4,15 +4,18 @@ import ctypes
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from service.engine.lora import LoraBatch
+from service.engine.lora import LoraBatch, LoraContext
 from service.engine.native import library
+from service.engine.native.linear import PackedLinear, PackedLoraLinear
 from service.engine.native.panels import pack
 from tests.engine.native.bases import fused, logprobs, open_engine, save_base
 from tests.engine.native.fences import fenced
@@ -76,21 +79,45 @@ def test_argmax(dtype: torch.dtype, rows: int, n: int, before: bool) -> None:
     assert best.tolist() == [0] * rows
 
 
+def new_empty(self: torch.Tensor, *size: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """As torch's, but fenced, and NaN all over."""
+    shape = size[0] if isinstance(size[0], tuple) else size
+    kind = dtype or self.dtype
+    return fenced(torch.full(shape, torch.nan if kind.is_floating_point else 0, dtype=kind))
+
+
+def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    """As :func:`new_empty`."""
+    return new_empty(torch.zeros(1, dtype=dtype), *shape)
+
+
+@settings(max_examples=60)
+@given(SIZES, SIZES, st.integers(1, 40))
+def test_products_in_int8(dtype: torch.dtype, n: int, k: int, rows: int) -> None:
+    if not library.supports_int8():
+        return
+    weight, bias = torch.ones(n, k, dtype=dtype), nn.Parameter(fenced(torch.ones(n, dtype=dtype)), requires_grad=False)
+    with patch.object(torch.Tensor, "new_empty", new_empty), patch.object(torch, "empty", empty):
+        made = PackedLoraLinear(PackedLinear(weight, bias, int8=True), LoraContext(), slots=1, threads=1)
+        found = made(fenced(torch.ones(rows, k, dtype=dtype)))
+    torch.testing.assert_close(found.float(), torch.full((rows, n), float(1 + k)), atol=0, rtol=2**-6)
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8"])
 @pytest.mark.parametrize(
     "sizes",
     [{"intermediate_size": 8}, {"intermediate_size": 200}, {"num_key_value_heads": 4}, {"num_attention_heads": 16}],
     ids=str,
 )
 def test_whole_layers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, sizes: dict[str, int]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, sizes: dict[str, int], quantize: str
 ) -> None:
     """The space for what lies between the parts of a layer is as large as the kernel says."""
-
-    def new_empty(self: torch.Tensor, *size: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
-        return fenced(torch.full(size[0] if isinstance(size[0], tuple) else size, torch.nan, dtype=dtype or self.dtype))
-
+    if quantize == "int8" and not library.supports_int8():
+        return
     folder = save_base(tmp_path, "llama", **sizes)
-    engine = open_engine(folder, kernels="native", dtype=str(dtype).removeprefix("torch."))
+    engine = open_engine(folder, kernels="native", dtype=str(dtype).removeprefix("torch."), quantize=quantize)
     assert fused(engine)
     monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
+    monkeypatch.setattr(torch, "empty", empty)
     assert logprobs(engine, list(range(2, 39))).isfinite().all()

@@ -211,6 +211,15 @@ def test_ranks_beyond_the_kernels_are_torchs(compiled: None) -> None:
         choose_kernels("native", torch.float32, cpu, slots=1, max_rank=library.MAX_RANK + 1)
 
 
+def test_a_cpu_without_bfloat16_computes_in_it_with_torch(compiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library.load_library(), "tenora_has_bf16", lambda: 0)
+    cpu = torch.device("cpu")
+    assert choose_kernels("auto", torch.bfloat16, cpu, slots=1, max_rank=8).name == "torch"
+    assert choose_kernels("auto", torch.float32, cpu, slots=1, max_rank=8).name == "native"
+    with pytest.raises(ValueError, match="AVX512-BF16"):
+        choose_kernels("native", torch.bfloat16, cpu, slots=1, max_rank=8)
+
+
 def test_a_name_of_no_kernels_is_refused() -> None:
     with pytest.raises(ValueError, match="auto, torch or native, not 'cuda-graphs'"):
         choose_kernels("cuda-graphs", torch.float32, torch.device("cpu"), slots=1, max_rank=8)

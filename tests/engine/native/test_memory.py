@@ -1,5 +1,8 @@
 """Adapters come and go by the thousand; their memory goes with them."""
 
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,8 @@ import torch
 from adapters.weights import LoraPair
 from service.engine.lora import LoraBank, LoraContext
 from service.engine.native.linear import PackedLinear, PackedLoraLinear, pack_pairs
+from tests.engine.conftest import Zoo
+from tests.engine.driving import drain, generation
 
 pytestmark = pytest.mark.usefixtures("compiled")
 STATM = Path("/proc/self/statm")
@@ -35,3 +40,25 @@ def test_a_thousand_adapters_in_four_slots() -> None:
         bank.load(1 + i % 4, pairs)
     assert resident_bytes() - before < 20e6
     assert bank.loads == 1020
+
+
+def test_adapters_are_packed_by_other_threads_while_steps_are_computed(llama: Zoo) -> None:
+    """Twenty times each, under digests of their own, in fewer slots than there are adapters."""
+    engine = llama.engine(kernels="native", adapter_slots=2, max_running=8, prefix_reuse=False)
+    ids = llama.ids("the quick")
+    want = {name: drain(engine, generation("r", ids, llama.adapters[name]))["r"].tokens for name in llama.generators}
+    adapters = {
+        f"{name}/{i}": replace(llama.adapters[name], digest=f"{i:02d}{llama.adapters[name].digest[2:]}")
+        for name in llama.generators
+        for i in range(20)
+    }
+    found: dict[str, list[int]] = defaultdict(list)
+    with ThreadPoolExecutor(4) as pool:
+        packed = {name: pool.submit(engine.pack, adapter) for name, adapter in adapters.items()}
+        while packed or engine.has_work():
+            if packed:
+                name = next(iter(packed))
+                engine.submit(generation(name, ids, packed.pop(name).result()))
+            for event in engine.step():
+                found[event.request_id] += getattr(event, "token_ids", ())
+    assert found == {name: want[name.split("/")[0]] for name in adapters}

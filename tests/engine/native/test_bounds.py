@@ -97,8 +97,9 @@ def test_products_in_int8(dtype: torch.dtype, n: int, k: int, rows: int) -> None
     if not library.supports_int8():
         return
     weight, bias = torch.ones(n, k, dtype=dtype), nn.Parameter(fenced(torch.ones(n, dtype=dtype)), requires_grad=False)
-    with patch.object(torch.Tensor, "new_empty", new_empty), patch.object(torch, "empty", empty):
+    with patch.object(torch.Tensor, "new_empty", new_empty):
         made = PackedLoraLinear(PackedLinear(weight, bias, int8=True), LoraContext(), slots=1, threads=1)
+    with patch.object(torch.Tensor, "new_empty", new_empty), patch.object(torch, "empty", empty):
         found = made(fenced(torch.ones(rows, k, dtype=dtype)))
     torch.testing.assert_close(found.float(), torch.full((rows, n), float(1 + k)), atol=0, rtol=2**-6)
 

@@ -17,6 +17,7 @@ from litserve.utils import LitAPIStatus, LoopResponseType
 from service.errors import describe
 from service.messages import Message, WorkerEvent
 from service.orphans import exit_with
+from service.priority import keep_freed_memory
 from service.settings import Settings
 
 PUMP = "pump"
@@ -83,6 +84,7 @@ class EngineAPI(LitAPI):  # type: ignore[misc]  # LitServe has no types
         exit_with(self.loop._server_pid, self.manager_pid)
         configure_logging(self.settings.log_level)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
+        keep_freed_memory()
         try:
             self._build()
         except Exception as error:

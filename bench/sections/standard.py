@@ -15,7 +15,7 @@ from bench.systems.tenora_server import TenoraServer
 from bench.workloads import choose, prompts
 
 WARM_TOKENS = 2
-PATIENCE_S = {True: 20.0, False: 120.0}
+PATIENCE_S = {True: 12.0, False: 120.0}
 """Seconds after which a slow system gets no further round, in a quick run and in a whole one."""
 ALONE = {True: 1, False: 4}
 """Requests of a round where they run one after the other: their rate is that of all of them."""

@@ -15,6 +15,7 @@ from service.engine.kv_cache import KVCache
 from service.engine.native import attention as native
 from service.engine.native.attention import NativeAttention
 
+pytestmark = pytest.mark.usefixtures("compiled")
 CPU = torch.device("cpu")
 LENGTH = 90
 HEAD_DIMS = (16, 32, 48, 64, 80, 128, 256)

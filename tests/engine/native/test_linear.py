@@ -16,6 +16,7 @@ from service.engine.kernels import choose_kernels
 from service.engine.lora import LoraBatch, LoraContext
 from service.engine.native.linear import NativeTable, PackedLinear, PackedLoraLinear, PackedPair, pack_pairs
 
+pytestmark = pytest.mark.usefixtures("compiled")
 CPU = torch.device("cpu")
 UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
 """What rounding a value loses of it at most."""

@@ -11,9 +11,10 @@ from pydantic import JsonValue
 from adapters.base import BaseSource
 from adapters.config import CONFIG_FILE, LoraSpec, read_lora_config
 from adapters.errors import AdapterError, AdapterFormatError, AdapterMismatchError, TemplateError
+from adapters.extras import copy_extras
 from adapters.files import content_digest, copy_regular
 from adapters.manifest import MANIFEST_FILE, BaseRef, EosSpec, Manifest, Task, read_manifest
-from adapters.templates import PromptInput, PromptTemplate, chat_text
+from adapters.templates import PromptInput, PromptTemplate, chat_text, scored_end
 from adapters.weights import PICKLE_FILE, WEIGHTS_FILE, AdapterWeights, has_head, load_weights
 
 FILES = (CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE)
@@ -90,7 +91,7 @@ def check_base(manifest: Manifest, base: BaseSource) -> None:
 
 
 def copy_adapter(source: Path, target: Path) -> None:
-    """Copy the files of an adapter, and nothing else that may lie beside them."""
+    """Copy the files of an adapter with its card, and nothing else that may lie beside them."""
     if not source.is_dir():
         raise AdapterFormatError(f"there is no folder {source}", key="folder")
     if os.path.lexists(source / PICKLE_FILE):
@@ -102,43 +103,50 @@ def copy_adapter(source: Path, target: Path) -> None:
     os.utime(target / WEIGHTS_FILE, ns=(modified.st_atime_ns, modified.st_mtime_ns))
     if os.path.lexists(source / MANIFEST_FILE):
         copy_regular(source / MANIFEST_FILE, target / MANIFEST_FILE)
+    copy_extras(source, target)
 
 
 def infer_manifest(
-    folder: Path, base: BaseSource, *, template: PromptTemplate | None = None, labels: tuple[str, ...] | None = None
+    folder: Path,
+    base: BaseSource,
+    *,
+    template: PromptTemplate | None = None,
+    labels: tuple[str, ...] | None = None,
+    multi_label: bool = False,
+    score: bool = False,
 ) -> Manifest:
     """A manifest for a plain PEFT folder. What is not given is inferred, and ``recipe.inferred`` says what was.
 
     The task comes from task_type, else from whether there is a head; the template is the tokenizer's chat template
-    where it has one, else plain; labels are LABEL_0, LABEL_1 …
+    where it has one, else plain; labels are LABEL_0, LABEL_1 … PEFT does not say what the numbers of a head mean: they
+    are those of a text's one label, unless ``multi_label`` or ``score`` is set.
+
+    Raises:
+        AdapterMismatchError: what is given does not fit the task, or each other.
     """
     spec = read_lora_config(folder)
     weights = load_weights(folder, spec, base)
-    task: Task = "classify" if has_head(folder) else "generate"
+    task: Task = "generate" if not has_head(folder) else "score" if score else "classify"
+    _check_stated(task, template, labels, multi_label=multi_label, score=score)
     inferred: list[JsonValue] = ["max_length"] if spec.task_type else ["task", "max_length"]
     prompt = eos = None
-    if task == "generate":
-        if labels is not None:
-            raise AdapterMismatchError("labels are for adapters that classify, and this one generates", key="labels")
+    if task == "classify":
+        if labels is None:
+            labels = tuple(f"LABEL_{index}" for index in range(weights.num_labels or 0))
+            inferred.append("labels")
+    else:
         if template is None:
             template = PromptTemplate.named("chat" if base.tokenizer().chat_template else "plain")
             inferred.append("prompt")
         prompt = template.to_manifest(base.tokenizer())
-        eos = eos_of(base)
-    else:
-        if template is not None:
-            raise AdapterMismatchError(
-                "a prompt template is for adapters that generate, and this one classifies", key="template"
-            )
-        if labels is None:
-            labels = tuple(f"LABEL_{index}" for index in range(weights.num_labels or 0))
-            inferred.append("labels")
+        eos = eos_of(base) if task == "generate" else scored_end(base.tokenizer())
     return Manifest(
         task=task,
         base=BaseRef(id=base.id, revision=base.revision, fingerprint=base.fingerprint),
         prompt=prompt,
         labels=labels,
-        max_length=base.max_length if task == "generate" else min(base.max_length, MAX_CLASSIFY_LENGTH),
+        problem_type="multi_label" if multi_label else "single_label",
+        max_length=min(base.max_length, MAX_CLASSIFY_LENGTH) if task == "classify" else base.max_length,
         eos=eos,
         recipe={"inferred": inferred},
         created=_modified(folder / WEIGHTS_FILE),
@@ -157,10 +165,29 @@ def _modified(path: Path) -> str:
     return datetime.fromtimestamp(int(path.stat().st_mtime), UTC).isoformat()
 
 
+def _check_stated(
+    task: Task, template: PromptTemplate | None, labels: tuple[str, ...] | None, *, multi_label: bool, score: bool
+) -> None:
+    """Refuse what was said of a plain PEFT folder and does not go with its task."""
+    does = {"generate": "generates", "classify": "classifies", "score": "scores"}[task]
+    if score and task != "score":
+        raise AdapterMismatchError(f"a score needs a head of one number, and this one {does}", key="score")
+    if task != "classify" and labels is not None:
+        raise AdapterMismatchError(f"labels are for adapters that classify, and this one {does}", key="labels")
+    if task != "classify" and multi_label:
+        raise AdapterMismatchError(f"several labels are for adapters that classify; this one {does}", key="multi_label")
+    if task == "classify" and template is not None:
+        message = "a prompt template is for adapters that generate or score, and this one classifies"
+        raise AdapterMismatchError(message, key="template")
+
+
 def _check_task(manifest: Manifest, weights: AdapterWeights) -> None:
-    if (manifest.task == "classify") != bool(weights.head):
+    if (manifest.task == "generate") == bool(weights.head):
         there = "a classification head" if weights.head else "no classification head"
         raise AdapterMismatchError(f"the manifest says {manifest.task}, but the weights have {there}", key="task")
+    if manifest.task == "score" and weights.num_labels != 1:
+        message = f"the manifest says score, which is one number, but the head has {weights.num_labels}"
+        raise AdapterMismatchError(message, key="task")
     if manifest.labels is not None and len(manifest.labels) != weights.num_labels:
         message = f"the manifest names {len(manifest.labels)} labels, but the head has {weights.num_labels}"
         raise AdapterMismatchError(message, key="labels")
@@ -176,6 +203,9 @@ def _check_prompt(manifest: Manifest, base: BaseSource) -> None:
     tokenizer = base.tokenizer()
     if manifest.eos is not None and tokenizer.convert_tokens_to_ids(manifest.eos.text) != manifest.eos.id:
         message = f"the end token {manifest.eos.text!r} has another id in this base's tokenizer than {manifest.eos.id}"
+        raise AdapterMismatchError(message, key="eos")
+    if manifest.task == "score" and manifest.eos != scored_end(tokenizer):
+        message = f"what is scored ends in {scored_end(tokenizer).text!r} with this base's tokenizer: train it again"
         raise AdapterMismatchError(message, key="eos")
     if manifest.prompt is None:
         return

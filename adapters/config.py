@@ -17,6 +17,8 @@ from adapters.patterns import check_patterns, matching_key
 
 CONFIG_FILE = "adapter_config.json"
 MAX_RANK = 4096
+HEAD_ONLY = "dummy-target-modules"
+"""PEFT's target of an adapter without LoRA: it matches no module, so the head is all that was trained."""
 TaskType = Literal["CAUSAL_LM", "SEQ_CLS"]
 
 _SERVED = frozenset({
@@ -66,6 +68,11 @@ class LoraSpec:
     selects_layers: bool = False
     base_name: str | None = None
     peft_version: str | None = None
+
+    @property
+    def head_only(self) -> bool:
+        """Whether no linear has a pair, and the head of ``modules_to_save`` is the whole adapter."""
+        return self.target_modules == HEAD_ONLY
 
     def rank_of(self, module: str) -> int:
         """The rank at a module, named as PEFT sees it: with the architecture's prefix (`transformer.h.0…`)."""

@@ -56,10 +56,14 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def copy_regular(source: Path, target: Path) -> None:
-    """Copy a regular file and sync the copy to disk."""
+def copy_regular(source: Path, target: Path, *, most: int | None = None) -> None:
+    """Copy a regular file, of at most so many bytes, and sync the copy to disk."""
+    copied = 0
     with open_regular(source) as stream, target.open("xb") as copy:
         while chunk := stream.read(_CHUNK):
+            copied += len(chunk)
+            if most is not None and copied > most:
+                raise AdapterFormatError(f"{source.name} is larger than {most} bytes: make it smaller", key=source.name)
             copy.write(chunk)
         copy.flush()
         os.fsync(copy.fileno())

@@ -10,7 +10,8 @@ from adapters.errors import AdapterFormatError
 from adapters.files import read_text
 
 MANIFEST_FILE = "tenora.json"
-Task = Literal["generate", "classify"]
+Task = Literal["generate", "classify", "score"]
+ProblemType = Literal["single_label", "multi_label"]
 Side = Literal["left", "right"]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -52,13 +53,19 @@ class EosSpec(_Frozen):
 
 
 class Manifest(_Frozen):
-    """Everything that serving needs beside the weights, and where the adapter came from."""
+    """Everything that serving needs beside the weights, and where the adapter came from.
+
+    generate    prompt                  writes what follows a prompt
+    classify    labels, problem_type    says which label a text has, or (multi_label) which of them
+    score       prompt, eos             gives an answer to a prompt one number: a reward model
+    """
 
     format: Literal[1] = 1
     task: Task
     base: BaseRef
     prompt: PromptSpec | None = None
     labels: tuple[str, ...] | None = None
+    problem_type: ProblemType = "single_label"
     max_length: int = Field(gt=0)
     truncation_side: Side = "right"
     eos: EosSpec | None = None
@@ -81,9 +88,18 @@ class Manifest(_Frozen):
             raise ValueError("an adapter that generates has a prompt and no labels")
         if self.task == "classify" and (not self.labels or self.prompt is not None):
             raise ValueError("an adapter that classifies has labels and no prompt")
+        if self.task == "score" and (self.prompt is None or self.eos is None or self.labels is not None):
+            raise ValueError("an adapter that scores has a prompt, an eos and no labels")
+        if self.task != "classify" and self.multi_label:
+            raise ValueError("problem_type multi_label is for adapters that classify")
         if self.labels and len(set(self.labels)) < len(self.labels):
             raise ValueError("two labels are the same")
         return self
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether each label holds or not by itself, instead of one out of all."""
+        return self.problem_type == "multi_label"
 
 
 def utc_now() -> str:
@@ -105,4 +121,6 @@ def read_manifest(folder: Path) -> Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write ``tenora.json`` into ``folder``."""
-    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    # The usual problem type is left out, as it was before there was another: the same adapter keeps its digest.
+    text = manifest.model_dump_json(indent=2, exclude=None if manifest.multi_label else {"problem_type"})
+    (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")

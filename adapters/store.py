@@ -1,6 +1,7 @@
 """Immutable versions on disk, and pointers to them.
 
-    root/<tenant>/<name>/versions/<digest>/   adapter_config.json, adapter_model.safetensors, tenora.json
+    root/<tenant>/<name>/versions/<digest>/   adapter_config.json, adapter_model.safetensors, tenora.json;
+                                              perhaps README.md, report.json, *.png, which are not in the digest
     root/<tenant>/<name>/pointers.json        versions, aliases, served
     root/.staging/                            what is being written, or thrown away
     root/.locks/                              one lock file a name, for writers in several processes
@@ -29,6 +30,7 @@ from adapters.errors import (
     AdapterNotFoundError,
     named,
 )
+from adapters.extras import find_extras
 from adapters.files import content_digest
 from adapters.manifest import MANIFEST_FILE, Manifest, read_manifest, write_manifest
 from adapters.names import LATEST, AdapterName, AdapterRef, check_part
@@ -46,6 +48,14 @@ class Version:
     digest: str
     path: Path
     manifest: Manifest
+
+    @property
+    def extras(self) -> dict[str, Path]:
+        """{file name: path} of its card (README.md), report (report.json) and plots (*.png), as far as there are any.
+
+        The digest says what an adapter does, not what is told about it: these files are the first publisher's.
+        """
+        return find_extras(self.path)
 
 
 class Store:
@@ -99,19 +109,25 @@ class Store:
         aliases: tuple[str, ...] = (LATEST,),
         template: PromptTemplate | None = None,
         labels: tuple[str, ...] | None = None,
+        multi_label: bool = False,
+        score: bool = False,
     ) -> Version:
         """Check the adapter in ``folder`` against the base and make it a version; the same bytes are the same version.
 
-        A plain PEFT folder gets its manifest from what is given and what can be inferred.
+        A plain PEFT folder gets its manifest from what is given and what can be inferred (`infer_manifest`). The card,
+        the report and plots go along; a version that is there already keeps its own.
         """
         for alias in aliases:
             check_part(alias, "alias")
         with self._aside() as staged:
             copy_adapter(folder, staged)
             if not (staged / MANIFEST_FILE).exists():
-                write_manifest(staged, infer_manifest(staged, base, template=template, labels=labels))
-            elif template is not None or labels is not None:
-                message = f"{folder.name} has a {MANIFEST_FILE} already, which states its template and labels"
+                manifest = infer_manifest(
+                    staged, base, template=template, labels=labels, multi_label=multi_label, score=score
+                )
+                write_manifest(staged, manifest)
+            elif template is not None or labels is not None or multi_label or score:
+                message = f"{folder.name} has a {MANIFEST_FILE} already, which states its task, template and labels"
                 raise AdapterExistsError(message, key=MANIFEST_FILE)
             load_adapter(staged, base)
             digest = content_digest(staged, FILES)

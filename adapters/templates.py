@@ -5,7 +5,8 @@
     plain    the instruction itself (with its input below it)
     jinja    a user's own text, run in `adapters.sandbox`
 
-Answers are not rendered: training appends `completion_ids` and one EOS to a prompt's ids.
+Answers are not rendered: training appends `completion_ids` and one EOS to a prompt's ids, and `scored_ids` does the
+same for an answer that is to be scored.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 from adapters.errors import TemplateError
-from adapters.manifest import Golden, PromptSpec
+from adapters.manifest import EosSpec, Golden, PromptSpec
 from adapters.sandbox import compile_text, render_text
 
 TemplateKind = Literal["alpaca", "chat", "plain", "jinja"]
@@ -183,6 +184,27 @@ def chat_text(tokenizer: Any) -> str:
 def completion_ids(tokenizer: Any, text: str) -> list[int]:
     """Token ids of an answer, without special tokens; training appends the one EOS itself."""
     return _ids(tokenizer, text)
+
+
+def scored_ids(template: PromptTemplate, tokenizer: Any, prompt: PromptInput, answer: str) -> list[int]:
+    """Token ids of an answer to be scored: the prompt's, the answer's, and one end token.
+
+    A decoder's head reads the last of them. An encoder's reads the first, so its opening token ([CLS]) is put there.
+    """
+    ids = template.encode(tokenizer, prompt)
+    opening, _ = _special_tokens(tokenizer)
+    if opening and opening == [tokenizer.cls_token_id] and ids[:1] != opening:
+        ids = [*opening, *ids]
+    return [*ids, *completion_ids(tokenizer, answer), scored_end(tokenizer).id]
+
+
+def scored_end(tokenizer: Any) -> EosSpec:
+    """The token that ends what is scored: the end of text, or the separator of an encoder that has no other."""
+    if tokenizer.eos_token is not None:
+        return EosSpec(text=tokenizer.eos_token, id=tokenizer.eos_token_id)
+    if tokenizer.sep_token is not None:
+        return EosSpec(text=tokenizer.sep_token, id=tokenizer.sep_token_id)
+    raise TemplateError("the tokenizer has no end token, which a scored answer needs: set its eos_token", key="eos")
 
 
 def encode_text(tokenizer: Any, text: str, max_length: int, truncation_side: str) -> list[int]:

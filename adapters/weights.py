@@ -15,7 +15,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from adapters.base import BaseSource
-from adapters.config import LoraSpec
+from adapters.config import HEAD_ONLY, LoraSpec
 from adapters.errors import (
     AdapterFormatError,
     AdapterMismatchError,
@@ -57,7 +57,10 @@ class LoraPair:
 
 @dataclass(frozen=True, slots=True)
 class AdapterWeights:
-    """LoRA pairs by module (relative to the backbone), and the head's tensors by name (none: it generates)."""
+    """LoRA pairs by module (relative to the backbone), and the head's tensors by name (none: it generates).
+
+    An adapter of which only the head was trained has no pairs.
+    """
 
     pairs: dict[str, LoraPair]
     head: dict[str, Tensor]
@@ -71,8 +74,8 @@ class AdapterWeights:
 
     @property
     def max_rank(self) -> int:
-        """The largest rank of any pair."""
-        return max(pair.rank for pair in self.pairs.values())
+        """The largest rank of any pair; 0 without pairs."""
+        return max((pair.rank for pair in self.pairs.values()), default=0)
 
 
 def load_weights(folder: Path, spec: LoraSpec, base: BaseSource) -> AdapterWeights:
@@ -178,6 +181,9 @@ def _pairs(lora: dict[str, Tensor], spec: LoraSpec, base: BaseSource, *, classif
         del linears[architecture.output]  # a classifier has no language-model head
     modules = {_ROOT + architecture.peft_name(module): module for module in linears}
     found = {key.removesuffix(_A).removesuffix(_B) for key in lora}
+    if spec.head_only:
+        _check_head_only(sorted(found), classifies=classifies)
+        return {}
     if not found & modules.keys():
         _no_match(sorted(found), sorted(modules), base)
     if unknown := sorted(found - modules.keys()):
@@ -191,9 +197,25 @@ def _pairs(lora: dict[str, Tensor], spec: LoraSpec, base: BaseSource, *, classif
     }
 
 
+def _check_head_only(found: list[str], *, classifies: bool) -> None:
+    if not found and not classifies:
+        message = f"the adapter has neither LoRA tensors nor a head, as target_modules is {HEAD_ONLY!r}: name modules"
+        raise AdapterMismatchError(message, key="target_modules")
+    if found:
+        message = (
+            f"target_modules is {HEAD_ONLY!r}, so PEFT would leave these LoRA tensors out: {named(found)}; "
+            "name their modules in target_modules, or remove them from the file"
+        )
+        raise AdapterMismatchError(message, key=found[0])
+
+
 def _no_match(found: list[str], known: list[str], base: BaseSource) -> None:
     if not found:
-        raise AdapterMismatchError("the adapter holds no LoRA tensors, so it would change nothing", key=WEIGHTS_FILE)
+        message = (
+            "the adapter holds no LoRA tensors, though it is not said to be a head alone: save them too, or train the "
+            f"head with target_modules {HEAD_ONLY!r} and modules_to_save"
+        )
+        raise AdapterMismatchError(message, key=WEIGHTS_FILE)
     message = (
         f"no key of the adapter matches a linear of the base {base.id!r}: it has {named(found, most=2)}, "
         f"the base has {named(known, most=2)}; take the base that it was trained on"

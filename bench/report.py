@@ -17,7 +17,7 @@ RATIOS: Mapping[str, str] = {
     "step_vs_floor": "a decode step: its floor ÷ what it takes",
     "http_vs_engine": "distinct adapters: Tenora over HTTP ÷ its engine called directly",
     "classify_vs_peft": "mixed texts, several classifiers: texts/s of Tenora ÷ padded PEFT `adapter_names`",
-    "adapters1000_vs_5": "open loop at saturation: output tokens/s with 1,000 adapters ÷ with 5",
+    "adapters1000_vs_5": "open loop at 0.8 of capacity: output tokens/s with 1,000 adapters ÷ with 5",
     "bystander_p99": "p99 inter-token latency of a stream while others load and unload ÷ while it is quiet",
     "cold_minus_warm_ms": "time to the first token of an adapter only on disk − of a warm one, in ms",
 }

@@ -95,10 +95,7 @@ def train(recipe: str, output: Path, *arguments: str | Path) -> dict[str, Any]:
 
 def figures(results: dict[str, Any]) -> dict[str, Any]:
     """The numbers before and after, without the samples."""
-    return {
-        when: {name: value for name, value in results[when].items() if isinstance(value, int | float)}
-        for when in ("before", "after")
-    }
+    return {when: results[when]["metrics"] for when in ("before", "after")}
 
 
 # ── serving ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -142,7 +142,7 @@ class EngineAPI(LitAPI):  # type: ignore[misc]  # LitServe has no types
     def make_engine(self, base: Any) -> Any:
         """Build the engine; a test that provokes a failure builds another one."""
         from service.engine.config import EngineConfig
-        from service.engine.engine import Engine
+        from service.head_engine import HeadEngine
 
         settings = self.settings
         config = EngineConfig(
@@ -159,7 +159,7 @@ class EngineAPI(LitAPI):  # type: ignore[misc]  # LitServe has no types
             quantize=settings.quantize,
             threads=settings.threads,
         )
-        return Engine(base, config)
+        return HeadEngine(base, config)
 
     def _explain(self, error: Exception) -> None:
         # An error of ours, or of the file system, says in its message what to do; any other is a defect.

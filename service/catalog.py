@@ -3,6 +3,8 @@
 import logging
 import re
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from adapters.base import BaseSource
 from adapters.cache import HostCache
 from adapters.config import read_lora_config
 from adapters.errors import AdapterError, AdapterNameError, AdapterNotFoundError
+from adapters.manifest import Manifest, Task, read_manifest
 from adapters.names import LATEST, AdapterName, AdapterRef
 from adapters.store import Store, Version
 from service.errors import InvalidRequestError, ModelNotFoundError, PathNotAllowedError, PermissionDeniedError, shorten
@@ -19,6 +22,18 @@ _ABSOLUTE = re.compile(r"(?<![\w.])/(?:[^\s/'\"`]+/)+([^\s/'\"`]+)")
 """An absolute path; its last part may be told."""
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Summary:
+    """What a list tells of a version: a hundredth of its manifest, and there may be thousands of them."""
+
+    created: int
+    task: Task
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "_Summary":
+        return cls(int(datetime.fromisoformat(manifest.created).timestamp()), manifest.task)
 
 
 class LoraNotFoundError(ModelNotFoundError):
@@ -31,7 +46,11 @@ class LoraNotFoundError(ModelNotFoundError):
 
 def served_name(version: Version) -> str:
     """``tenant/name@digest``: what exactly answered a request."""
-    return f"{version.name}@{version.digest}"
+    return _served_name(version.name, version.digest)
+
+
+def _served_name(name: AdapterName, digest: str) -> str:
+    return f"{name}@{digest}"
 
 
 class Catalog:
@@ -63,6 +82,8 @@ class Catalog:
         self._max_lora_rank = max_lora_rank
         self._folders = tuple(folder.expanduser().resolve() for folder in folders)
         self._started = int(time.time())
+        self._summaries: dict[str, _Summary] = {}
+        """By digest, of the versions that the last whole list had, and of those listed since."""
 
     def describe_base(self) -> BaseInfo:
         """What the process holds."""
@@ -71,7 +92,7 @@ class Catalog:
             kind=self.base.kind,
             fingerprint=self.base.fingerprint,
             max_model_len=self._max_model_len,
-            adapters=len(self._served(None)),
+            adapters=sum(1 for _ in self._served(None)),
         )
 
     def resolve(self, model: str, tenant: str | None) -> Version | None:
@@ -92,12 +113,22 @@ class Catalog:
 
     def models(self, tenant: str | None) -> list[ModelInfo]:
         """The base, then every adapter that the tenant may use."""
-        return [self._base_model(), *(self._adapter_model(str(v.name), v) for v in self._served(tenant))]
+        served = [(name, digest, self._summary(name, digest)) for name, digest in self._served(tenant)]
+        if tenant is None:  # all that there is: what is not among it will not be asked for again
+            self._summaries = {digest: summary for _, digest, summary in served if summary is not None}
+        models = (
+            self._adapter_model(str(name), name, digest, summary)
+            for name, digest, summary in served
+            if summary is not None
+        )
+        return [self._base_model(), *models]
 
     def model(self, model: str, tenant: str | None) -> ModelInfo:
         """One model under the name that was asked for."""
         version = self.resolve(model, tenant)
-        return self._base_model() if version is None else self._adapter_model(model, version)
+        if version is None:
+            return self._base_model()
+        return self._adapter_model(model, version.name, version.digest, _Summary.of(version.manifest))
 
     def load(self, name: str, path: str, tenant: str | None, *, in_place: bool) -> str:
         """Serve what ``path`` names as ``name``; returns vLLM's sentence.
@@ -209,16 +240,30 @@ class Catalog:
             param="lora_path",
         )
 
-    def _served(self, tenant: str | None) -> list[Version]:
-        versions = []
+    def _served(self, tenant: str | None) -> Iterator[tuple[AdapterName, str]]:
+        """Every name that requests may use, and the digest that it means; the versions themselves are not opened."""
         for name in self._store.names(tenant):
             try:
-                versions.append(self._store.resolve(AdapterRef(name)))
+                digest = self._store.aliases(name).get(LATEST) if self._store.is_served(name) else None
             except AdapterNotFoundError:
-                continue  # not served, or without a latest version
+                continue  # just deleted
             except AdapterError as error:
                 logger.warning("%s is left out of the list of models: %s", name, error)
-        return versions
+                continue
+            if digest is not None:
+                yield name, digest
+
+    def _summary(self, name: AdapterName, digest: str) -> _Summary | None:
+        """What a list tells of a version; None if it was deleted, or is broken."""
+        summary = self._summaries.get(digest)
+        # Not by way of the store, which would keep the whole manifest for the requests that it expects.
+        folder = self._store.root / name.tenant / name.name / "versions" / digest
+        if summary is None and folder.is_dir():
+            try:
+                summary = self._summaries[digest] = _Summary.of(read_manifest(folder))
+            except AdapterError as error:
+                logger.warning("%s is left out of the list of models: %s", name, error)
+        return summary
 
     def _base_model(self) -> ModelInfo:
         return ModelInfo(
@@ -231,13 +276,13 @@ class Catalog:
             max_model_len=self._max_model_len,
         )
 
-    def _adapter_model(self, shown: str, version: Version) -> ModelInfo:
+    def _adapter_model(self, shown: str, name: AdapterName, digest: str, summary: _Summary) -> ModelInfo:
         return ModelInfo(
             id=shown,
-            root=served_name(version),
+            root=_served_name(name, digest),
             parent=self.base.id,
-            owner=version.name.tenant,
-            created=int(datetime.fromisoformat(version.manifest.created).timestamp()),
-            task=version.manifest.task,
+            owner=name.tenant,
+            created=summary.created,
+            task=summary.task,
             max_model_len=self._max_model_len,
         )

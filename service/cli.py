@@ -30,13 +30,20 @@ Key = Annotated[str | None, typer.Option("--key", help="API key. [TENORA_API_KEY
 
 def main() -> None:
     """Run the command line."""
-    if sys.argv[1:2] == ["train"]:
-        train(sys.argv[2:])
+    match sys.argv[1:]:
+        case ["train", *arguments]:
+            training(arguments)
+        case ["data" | "report", *_]:
+            training(sys.argv[1:])
     app(prog_name="tenora")
 
 
-def train(arguments: list[str]) -> None:
-    """Become `python -m training`: this process is replaced, so signals and exit codes are its own."""
+def training(arguments: list[str]) -> None:
+    """Become `python -m training`: this process is replaced, so signals and exit codes are its own.
+
+    `tenora train instruct …` is `python -m training instruct …`; the other commands keep their names, as in
+    `python -m training data …` and `python -m training report …`.
+    """
     os.execv(sys.executable, [sys.executable, "-m", "training", *arguments])  # noqa: S606
 
 
@@ -163,20 +170,59 @@ def ask(
 def classify(
     model: Annotated[str, typer.Argument(help="Adapter that classifies (tenant/name, with @digest or :alias).")],
     texts: Annotated[list[str], typer.Argument(help="Texts to classify.")],
+    *,
     url: Url = None,
     key: Key = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Probability from which on a label holds; for adapters with several at once. [0.5]"),
+    ] = None,
 ) -> None:
     """Classify texts on a running server and print each label with its probability."""
     with _client(url, key) as client:
-        results = client.classify(model, texts)
+        results = client.classify(model, texts, threshold=threshold)
     for text, result in zip(texts, results, strict=True):
-        typer.echo(f"{result.label}\t{result.probabilities[result.label]:.4f}\t{text}")
+        labels = [result.label] if result.selected is None else result.selected
+        probabilities = ", ".join(f"{result.probabilities[label]:.4f}" for label in labels)
+        typer.echo(f"{', '.join(labels) or '-'}\t{probabilities or '-'}\t{text}")
 
 
-# Only for the help: `main` has replaced the process before this could be called.
+@app.command()
+def score(
+    model: Annotated[str, typer.Argument(help="Adapter that scores (tenant/name, with @digest or :alias).")],
+    prompt: Annotated[str, typer.Argument(help="What is answered.")],
+    answers: Annotated[list[str], typer.Argument(help="Answers to score.")],
+    *,
+    url: Url = None,
+    key: Key = None,
+    input: Annotated[str | None, typer.Option(help="Input of the instruction that the prompt is.")] = None,  # noqa: A002
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+) -> None:
+    """Score answers with a reward model on a running server, and print each with its score."""
+    if input is not None and system is not None:
+        raise fail("--input is for an instruction and --system for a conversation: leave one out")
+    turns = [{"role": "system", "content": system or ""}, {"role": "user", "content": prompt}]
+    asked = {"messages": turns} if system else {"instruction": prompt, "input": input or ""}
+    with _client(url, key) as client:
+        results = client.score(model, [{**asked, "answer": answer} for answer in answers])
+    for answer, result in zip(answers, results, strict=True):
+        typer.echo(f"{result.score:.4f}\t{answer}")
+
+
+# These are only for the help: `main` has replaced the process before they could be called.
 @app.command("train", help="Train an adapter and publish it; see tenora train --help.", add_help_option=False)
 def _train() -> None:
-    train([])
+    training([])
+
+
+@app.command("data", help="Check rows before training; see tenora data --help.", add_help_option=False)
+def _data() -> None:
+    training(["data"])
+
+
+@app.command("report", help="Show what a training reached; see tenora report --help.", add_help_option=False)
+def _report() -> None:
+    training(["report"])
 
 
 @contextmanager

@@ -87,6 +87,12 @@ def publish(
     labels: Annotated[
         str | None, typer.Option(help="Labels of a plain PEFT classifier, in order, separated by commas.")
     ] = None,
+    multi_label: Annotated[
+        bool, typer.Option("--multi-label", help="A plain PEFT classifier's labels hold or not each by itself.")
+    ] = False,
+    score: Annotated[
+        bool, typer.Option("--score", help="A plain PEFT head of one number scores answers: a reward model.")
+    ] = False,
     alias: Annotated[list[str] | None, typer.Option(help="Also point this alias at it; repeat for more.")] = None,
 ) -> None:
     """Check an adapter against its base and publish it as a new version."""
@@ -105,6 +111,8 @@ def publish(
             aliases=(LATEST, *(alias or ())),
             template=_template(template),
             labels=tuple(label.strip() for label in labels.split(",")) if labels else None,
+            multi_label=multi_label,
+            score=score,
         )
     typer.echo(f"{version.name}@{version.digest}")
 
@@ -217,10 +225,12 @@ def _facts(version: "Version", aliases: list[str]) -> list[tuple[str, str]]:
     if manifest.prompt is not None:
         facts.append(("template", manifest.prompt.template))
     if manifest.labels is not None:
-        facts.append(("labels", ", ".join(manifest.labels)))
+        facts.append(("labels", ", ".join(manifest.labels) + (" (several at once)" if manifest.multi_label else "")))
     facts += [(f"metrics.{key}", str(value)) for key, value in manifest.metrics.items()]
     facts += [(f"recipe.{key}", str(value)) for key, value in manifest.recipe.items()]
     facts.append(("folder", str(version.path)))
+    if version.extras:
+        facts.append(("beside it", ", ".join(version.extras)))
     return facts
 
 

@@ -5,6 +5,7 @@ with TenoraClient("http://127.0.0.1:8000") as client:
     for piece in client.stream("acme/support", "Where is my parcel?"):
         print(piece, end="")
     print(client.classify("acme/sentiment", ["lovely", "dull"])[0].label)
+    print(client.score("acme/reward", {"prompt": "Where is my parcel?", "answer": "It left today."})[0].score)
 """
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -21,25 +22,40 @@ from service.client_types import (
     Messages,
     Model,
     SamplingOptions,
+    Score,
+    ScoreItem,
     TenoraError,
     check,
     headers,
     inputs,
+    items,
     reachable,
     read_answer,
     read_classifications,
     read_model,
+    read_scores,
     read_texts,
+    threshold_field,
     turns,
 )
 
-__all__ = ["Answer", "AsyncTenoraClient", "Base", "Classification", "Model", "TenoraClient", "TenoraError"]
+__all__ = [
+    "Answer",
+    "AsyncTenoraClient",
+    "Base",
+    "Classification",
+    "Model",
+    "Score",
+    "ScoreItem",
+    "TenoraClient",
+    "TenoraError",
+]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT_S = 150.0
 
 CHAT, COMPLETIONS, INSTRUCT = "/v1/chat/completions", "/v1/completions", "/v1/instruct"
-CLASSIFY, MODELS, BASE = "/v1/classify", "/v1/models", "/v1/base"
+CLASSIFY, SCORE, MODELS, BASE = "/v1/classify", "/v1/score", "/v1/models", "/v1/base"
 
 
 class TenoraClient:
@@ -93,9 +109,16 @@ class TenoraClient:
             for text in response.iter_text():
                 yield from read_texts(lines.feed(text))
 
-    def classify(self, model: str, texts: str | Sequence[str]) -> list[Classification]:
-        """Classify one or several texts."""
-        return read_classifications(self._post(CLASSIFY, {"model": model, "input": inputs(texts)}))
+    def classify(
+        self, model: str, texts: str | Sequence[str], *, threshold: float | None = None
+    ) -> list[Classification]:
+        """Classify one or several texts; the threshold is for adapters with several labels at once."""
+        body = {"model": model, "input": inputs(texts), **threshold_field(threshold)}
+        return read_classifications(self._post(CLASSIFY, body))
+
+    def score(self, model: str, scored: ScoreItem | Sequence[ScoreItem]) -> list[Score]:
+        """Score one or several answers."""
+        return read_scores(self._post(SCORE, {"model": model, "items": items(scored)}))
 
     def models(self) -> list[Model]:
         """The base and the adapters that the key may use."""
@@ -179,9 +202,16 @@ class AsyncTenoraClient:
                     for piece in read_texts(lines.feed(text)):
                         yield piece
 
-    async def classify(self, model: str, texts: str | Sequence[str]) -> list[Classification]:
-        """Classify one or several texts."""
-        return read_classifications(await self._post(CLASSIFY, {"model": model, "input": inputs(texts)}))
+    async def classify(
+        self, model: str, texts: str | Sequence[str], *, threshold: float | None = None
+    ) -> list[Classification]:
+        """Classify one or several texts; the threshold is for adapters with several labels at once."""
+        body = {"model": model, "input": inputs(texts), **threshold_field(threshold)}
+        return read_classifications(await self._post(CLASSIFY, body))
+
+    async def score(self, model: str, scored: ScoreItem | Sequence[ScoreItem]) -> list[Score]:
+        """Score one or several answers."""
+        return read_scores(await self._post(SCORE, {"model": model, "items": items(scored)}))
 
     async def models(self) -> list[Model]:
         """The base and the adapters that the key may use."""

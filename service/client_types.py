@@ -51,10 +51,32 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """The labels of a text by probability; ``label`` is the likeliest. ``adapter`` says what answered."""
+    """The labels of a text by probability; ``label`` is the likeliest. ``adapter`` says what answered.
+
+    ``selected`` are the labels that hold, for an adapter with several at once; None for one that gives one label.
+    """
 
     label: str
     probabilities: Mapping[str, float]
+    adapter: str | None
+    selected: tuple[str, ...] | None = None
+
+
+class ScoreItem(TypedDict):
+    """An answer to be scored, with one of: a prompt, a conversation, an instruction (perhaps with its input)."""
+
+    answer: str
+    prompt: NotRequired[str]
+    messages: NotRequired[Sequence[Mapping[str, str]]]
+    instruction: NotRequired[str]
+    input: NotRequired[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a reward model has for an answer; only differences between answers mean something."""
+
+    score: float
     adapter: str | None
 
 
@@ -133,6 +155,16 @@ def inputs(texts: str | Sequence[str]) -> str | list[str]:
     return texts if isinstance(texts, str) else list(texts)
 
 
+def items(scored: ScoreItem | Sequence[ScoreItem]) -> Mapping[str, Any] | list[ScoreItem]:
+    """Answers to be scored as the wire wants them."""
+    return scored if isinstance(scored, Mapping) else list(scored)
+
+
+def threshold_field(threshold: float | None) -> dict[str, float]:
+    """The threshold as the wire wants it: not at all where none was given."""
+    return {} if threshold is None else {"threshold": threshold}
+
+
 def read_answer(response: httpx.Response) -> Answer:
     """A written answer from any of the three routes."""
     body = response.json()
@@ -177,9 +209,20 @@ def read_classifications(response: httpx.Response) -> list[Classification]:
     body = response.json()
     adapter = response.headers.get("x-tenora-adapter")
     return [
-        Classification(entry["label"], dict(zip(body["labels"], entry["probs"], strict=True)), adapter)
+        Classification(
+            label=entry["label"],
+            probabilities=dict(zip(body["labels"], entry["probs"], strict=True)),
+            adapter=adapter,
+            selected=tuple(entry["selected"]) if "selected" in entry else None,
+        )
         for entry in body["data"]
     ]
+
+
+def read_scores(response: httpx.Response) -> list[Score]:
+    """One result per answer."""
+    adapter = response.headers.get("x-tenora-adapter")
+    return [Score(entry["score"], adapter) for entry in response.json()["data"]]
 
 
 def read_model(entry: Mapping[str, Any]) -> Model:

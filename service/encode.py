@@ -1,35 +1,61 @@
 """Prompts and texts as token ids, checked against the context."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from adapters.adapter import Adapter
 from adapters.base import BaseSource
+from adapters.manifest import Task
 from adapters.store import Version
-from adapters.templates import Message, PromptInput, PromptTemplate, encode_text
+from adapters.templates import Message, PromptInput, PromptTemplate, encode_text, scored_ids
 from service.engine.sampling import SamplingParams
 from service.engine.sequence import Sequence
 from service.errors import ContextLengthError, InvalidRequestError, WrongTaskError
-from service.messages import ChatPrompt, Classify, Generate, InstructPrompt, Prompt, TextPrompt, TokenPrompt, Work
+from service.messages import (
+    ChatPrompt,
+    Classify,
+    Generate,
+    InstructPrompt,
+    Prompt,
+    Score,
+    ScoredAnswer,
+    TextPrompt,
+    TokenPrompt,
+    Work,
+)
 
-_WRITE = "/v1/chat/completions, /v1/completions or /v1/instruct"
+
+@dataclass(frozen=True, slots=True)
+class _Verb:
+    """How a task is spoken of, and where it is asked for."""
+
+    does: str
+    do: str
+    routes: str
+
+
+_VERBS: Mapping[Task, _Verb] = {
+    "generate": _Verb("writes", "write", "/v1/chat/completions, /v1/completions or /v1/instruct"),
+    "classify": _Verb("classifies", "classify", "/v1/classify"),
+    "score": _Verb("scores", "score", "/v1/score"),
+}
 _SEEDS = 1 << 63
 
 
 def check_task(work: Work, version: Version | None, base: BaseSource) -> None:
     """Refuse a task that the model cannot do, naming the route that can."""
-    if isinstance(work, Generate):
-        if base.kind == "encoder":
-            message = f"The base `{base.id}` is an encoder and does not write: call /v1/classify."
-            raise WrongTaskError(message, param="model")
-        if version is not None and version.manifest.task == "classify":
-            message = f"The adapter `{version.name}` classifies and does not write: call /v1/classify."
-            raise WrongTaskError(message, param="model")
-    elif version is None:
-        message = f"The base `{base.id}` has no labels: name an adapter that classifies."
+    wanted: Task = "generate" if isinstance(work, Generate) else "classify" if isinstance(work, Classify) else "score"
+    if version is None and wanted != "generate":
+        what = "labels" if wanted == "classify" else "scores"
+        message = f"The base `{base.id}` has no {what}: name an adapter that {_VERBS[wanted].does}."
         raise WrongTaskError(message, param="model")
-    elif version.manifest.task != "classify":
-        message = f"The adapter `{version.name}` writes and does not classify: call {_WRITE}."
+    if version is None and base.kind == "encoder":
+        message = f"The base `{base.id}` is an encoder and does not write: call /v1/classify or /v1/score."
+        raise WrongTaskError(message, param="model")
+    if version is not None and version.manifest.task != wanted:
+        own = _VERBS[version.manifest.task]
+        message = f"The adapter `{version.name}` {own.does} and does not {_VERBS[wanted].do}: call {own.routes}."
         raise WrongTaskError(message, param="model")
 
 
@@ -57,9 +83,15 @@ class Encoder:
         if isinstance(work, Classify):
             assert version is not None and adapter is not None, "classification needs an adapter"
             return self._texts(request_id, work, version, adapter)
+        if isinstance(work, Score):
+            assert version is not None and adapter is not None, "scores need an adapter"
+            return self._answers(request_id, work, version, adapter)
         return self._prompts(request_id, work, version, adapter)
 
     def _texts(self, request_id: str, work: Classify, version: Version, adapter: Adapter) -> list[Sequence]:
+        if work.threshold is not None and not version.manifest.multi_label:
+            message = f"The adapter `{version.name}` gives each text one label: there is no threshold to set."
+            raise InvalidRequestError(message, param="threshold")
         length = min(version.manifest.max_length, self._limit)
         side = version.manifest.truncation_side
         sequences = []
@@ -75,14 +107,35 @@ class Encoder:
         most = length * self._longest_token
         return text[-most:] if side == "left" else text[:most]
 
-    def _check_characters(self, prompt: Prompt) -> None:
+    def _answers(self, request_id: str, work: Score, version: Version, adapter: Adapter) -> list[Sequence]:
+        assert version.manifest.prompt is not None, "an adapter that scores has a template"
+        template = PromptTemplate.from_manifest(version.manifest.prompt)
+        most = min(version.manifest.max_length, self._limit)
+        sequences = []
+        for index, item in enumerate(work.items):
+            ids = self._scored_ids(item, template)
+            if len(ids) > most:  # nothing is cut: half an answer would get the score of another one
+                raise ContextLengthError(
+                    f"{item.field}: the prompt, its answer and the end token have {len(ids)} tokens; the adapter "
+                    f"`{version.name}` scores at most {most}.",
+                    param=item.field,
+                )
+            sequences.append(Sequence(request_id, ids, index=index, adapter=adapter, deadline=work.deadline))
+        return sequences
+
+    def _scored_ids(self, item: ScoredAnswer, template: PromptTemplate) -> list[int]:
+        characters = _characters_of(item.prompt) + len(item.answer)
+        self._check_characters(characters, "prompt and its answer have", item.field)
+        return scored_ids(template, self._tokenizer, _input_of(item.prompt), item.answer)
+
+    def _check_characters(self, characters: int, who: str, field: str) -> None:
         """Refuse, before it is rendered and tokenised, what cannot fit however long its tokens are."""
-        characters, most = _characters_of(prompt), self._limit * self._longest_token
+        most = self._limit * self._longest_token
         if characters > most:
             raise ContextLengthError(
-                f"The prompt has {characters} characters: the context holds {self._limit} tokens, which are "
+                f"The {who} {characters} characters: the context holds {self._limit} tokens, which are "
                 f"{most} characters at the very most.",
-                param=_field_of(prompt),
+                param=field,
             )
 
     def _prompts(
@@ -90,7 +143,7 @@ class Encoder:
     ) -> list[Sequence]:
         sequences = []
         for place, prompt in enumerate(work.prompts):
-            self._check_characters(prompt)
+            self._check_characters(_characters_of(prompt), "prompt has", _field_of(prompt))
             ids = self._prompt_ids(prompt, version)
             max_tokens = self._answer_length(len(ids), work)
             for choice in range(work.n):
@@ -113,13 +166,11 @@ class Encoder:
                 return self._checked_ids(ids)
             case TextPrompt(text):
                 return self._plain.encode(self._tokenizer, PromptInput.from_instruction(text))
-            case ChatPrompt(messages):
-                spoken = PromptInput.from_messages(tuple(Message(role, text) for role, text in messages))
-                return self._template(version, self._chat).encode(self._tokenizer, spoken)
-            case InstructPrompt(instruction, extra):
-                asked = PromptInput.from_instruction(instruction, extra)
+            case ChatPrompt():
+                return self._template(version, self._chat).encode(self._tokenizer, _input_of(prompt))
+            case InstructPrompt():
                 own = self._chat if getattr(self._tokenizer, "chat_template", None) else self._plain
-                return self._template(version, own).encode(self._tokenizer, asked)
+                return self._template(version, own).encode(self._tokenizer, _input_of(prompt))
 
     def _template(self, version: Version | None, own: PromptTemplate) -> PromptTemplate:
         if version is None or version.manifest.prompt is None:
@@ -151,6 +202,12 @@ class Encoder:
                 param="max_tokens",
             )
         return work.max_tokens
+
+
+def _input_of(prompt: ChatPrompt | InstructPrompt) -> PromptInput:
+    if isinstance(prompt, ChatPrompt):
+        return PromptInput.from_messages(tuple(Message(role, text) for role, text in prompt.messages))
+    return PromptInput.from_instruction(prompt.instruction, prompt.input)
 
 
 def _characters_of(prompt: Prompt) -> int:

@@ -38,7 +38,7 @@ from adapters.errors import (
 )
 
 _SHOWN = 500
-UNION_TAGS = ("<text>", "<list>", "<ids>", "<id lists>")
+UNION_TAGS = ("<text>", "<list>", "<ids>", "<id lists>", "<object>")
 """What pydantic puts into the path of a field that may be one of several things; no client's word."""
 
 

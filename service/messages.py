@@ -1,6 +1,6 @@
 """What the HTTP process and the engine process say to each other: frozen values that pickle.
 
-HTTP ──► engine   Generate, Classify, Cancel and the administrative questions, one at a time
+HTTP ──► engine   Generate, Classify, Score, Cancel and the administrative questions, one at a time
 engine ──► HTTP   one batch of events per step: the engine's own and those of this page
 """
 
@@ -80,11 +80,38 @@ class Classify:
     model: str
     texts: tuple[str, ...]
     deadline: float
+    threshold: float | None = None
+    """From which probability on a label holds; for an adapter with several labels at once."""
 
     @property
     def weight(self) -> int:
         """How many sequences it takes."""
         return len(self.texts)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredAnswer:
+    """An answer to be scored, and the prompt that it answers."""
+
+    prompt: ChatPrompt | InstructPrompt
+    answer: str
+    field: str
+    """Where it stands in the request, for messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Give each answer the number that the adapter has for it."""
+
+    tenant: str | None
+    model: str
+    items: tuple[ScoredAnswer, ...]
+    deadline: float
+
+    @property
+    def weight(self) -> int:
+        """How many sequences it takes."""
+        return len(self.items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +157,7 @@ class Cancel:
     """Give up a request, wherever it is."""
 
 
-Work = Generate | Classify
+Work = Generate | Classify | Score
 Question = ListModels | ShowModel | LoadAdapter | UnloadAdapter | DescribeBase
 Message = Work | Question | Cancel
 
@@ -205,6 +232,8 @@ class Prepared:
     cold: bool
     """The adapter was read from the store for this request."""
     labels: tuple[str, ...] = ()
+    multi_label: bool = False
+    """Whether each label has a probability of its own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,7 @@ def _engine_metrics(stats: WorkerStats) -> Iterator[Metric]:
     yield _counter("prompt_tokens", "Tokens of prompts and texts that were computed.", engine.prompt_tokens)
     yield _counter("cached_prompt_tokens", "Tokens of prompts that were in the KV cache.", engine.cached_tokens)
     yield _counter("generated_tokens", "Tokens that were generated.", engine.generated_tokens)
-    yield _counter("classified_texts", "Texts that were classified.", engine.classified_texts)
+    yield _counter("classified_texts", "Texts that were classified or scored.", engine.classified_texts)
     yield _histogram("batch_size", "Sequences in a step.", engine.batch_sizes)
     yield _histogram("adapters_per_step", "Distinct adapters in a step.", engine.adapters_per_step)
     yield _gauge("max_adapters_in_step", "The most distinct adapters that shared a step.", engine.max_adapters_in_step)

@@ -141,13 +141,14 @@ class Preparer:
     def _encode(self, job: _Job, version: Version | None, adapter: Adapter | None, *, cold: bool) -> None:
         sequences = self._encoder.sequences(job.request_id, job.work, version, adapter)
         labels = version.manifest.labels if version is not None else None
+        multi_label = version is not None and version.manifest.multi_label
         served = served_name(version) if version is not None else self._catalog.base.id
         with self._lock:
             # Under the lock a cancellation comes either before this, and nothing is handed over, or after it, and
             # the engine is told; there is no gap for a sequence to be lost in.
             if self._jobs.pop(job.request_id, None) is None:
                 return
-            self._emit(Prepared(job.request_id, served, cold, labels or ()))
+            self._emit(Prepared(job.request_id, served, cold, labels or (), multi_label))
             self._hand_over(job.request_id, sequences)
 
     def _refuse(self, job: _Job, error: Exception) -> None:

@@ -7,8 +7,8 @@ import threading
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
-NICE = 10
-"""About a tenth of the weight of the step's threads where both want the same core; all of it where nobody else does."""
+NICE = 19
+"""The least there is: a core that a step wants is the step's, and all of it is theirs where nobody else wants it."""
 
 
 def give_way() -> None:

@@ -38,12 +38,16 @@ TokenIds = Annotated[list[int], Field(fail_fast=True, min_length=1, max_length=M
 TokenIdLists = Annotated[list[TokenIds], Field(fail_fast=True, min_length=1, max_length=MAX_TEXTS)]
 Stops = Annotated[list[StopText], Field(fail_fast=True, max_length=MAX_STOPS)]
 
-TEXT, LIST, IDS, ID_LISTS = UNION_TAGS
+TEXT, LIST, IDS, ID_LISTS, OBJECT = UNION_TAGS
 
 
 def _text_or_list(value: Any) -> str | None:
     """Which member of a union a value is meant for, so that it is checked against that one alone."""
     return TEXT if isinstance(value, str) else LIST if isinstance(value, list) else None
+
+
+def _object_or_list(value: Any) -> str | None:
+    return OBJECT if isinstance(value, dict) else LIST if isinstance(value, list) else None
 
 
 def _prompt_kind(value: Any) -> str | None:
@@ -262,6 +266,9 @@ class ClassifyRequest(WireModel):
         Annotated[Text, Tag(TEXT)] | Annotated[Texts, Tag(LIST)],
         _told_apart(_text_or_list, "a text or a list of texts"),
     ] = Field(description="Text or texts to classify.")
+    threshold: float | None = Field(
+        None, ge=0, le=1, description="For an adapter with several labels at once: from where on a label holds; 0.5."
+    )
     timeout: float | None = Field(
         None, gt=0, description="Seconds until the request is given up; the server's own if longer."
     )
@@ -271,6 +278,41 @@ class ClassifyRequest(WireModel):
     def texts(self) -> tuple[str, ...]:
         """The texts as a tuple."""
         return (self.input,) if isinstance(self.input, str) else tuple(self.input)
+
+
+class ScoreItem(WireModel):
+    """An answer to be scored, with what it answers: a prompt, a conversation, or an instruction with its input."""
+
+    prompt: FilledText | None = Field(None, description="What is answered; the adapter's own template renders it.")
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)] | None = Field(
+        None, description="The conversation that is answered."
+    )
+    instruction: FilledText | None = Field(None, description="What was to be done.")
+    input: Text | None = Field(None, description="What it was to be done with; only beside instruction.")
+    answer: Text = Field(description="The answer to be scored.")
+
+    @model_validator(mode="after")
+    def _check_prompt(self) -> Self:
+        if sum(given is not None for given in (self.prompt, self.messages, self.instruction)) != 1:
+            raise ValueError("send one of prompt, messages and instruction")
+        if self.input is not None and self.instruction is None:
+            raise ValueError("input is only for an instruction")
+        return self
+
+
+class ScoreRequest(WireModel):
+    """POST /v1/score."""
+
+    model: Name = Field(description="Adapter that scores (tenant/name, with @digest or :alias).")
+    items: Annotated[
+        Annotated[ScoreItem, Tag(OBJECT)]
+        | Annotated[list[ScoreItem], Field(fail_fast=True, min_length=1, max_length=MAX_TEXTS), Tag(LIST)],
+        _told_apart(_object_or_list, "an item or a list of items"),
+    ] = Field(description="Answer or answers to be scored, each with its prompt.")
+    timeout: float | None = Field(
+        None, gt=0, description="Seconds until the request is given up; the server's own if longer."
+    )
+    user: Text | None = Field(None, description="Accepted for other clients; it changes nothing.")
 
 
 class LoadAdapterRequest(WireModel):

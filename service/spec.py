@@ -14,6 +14,7 @@ from service.routes.completions import completions
 from service.routes.health import healthz, metrics, readyz
 from service.routes.instruct import instruct
 from service.routes.models import list_models, show_base, show_model
+from service.routes.score import score
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ ROUTES = (
     Route("POST", "/v1/instruct", instruct),
     Route("POST", "/v1/classify", classify),
     Route("POST", "/classify", classify),
+    Route("POST", "/v1/score", score),
     Route("GET", "/v1/models", list_models),
     Route("GET", "/v1/models/{model_id:path}", show_model),
     Route("GET", "/v1/base", show_base),

@@ -38,6 +38,7 @@ from service.messages import (
     Message,
     Question,
     Refused,
+    Score,
     ShowModel,
     UnloadAdapter,
     WorkerEvent,
@@ -254,7 +255,7 @@ class Worker:
             return
         self._remember(request_id, message)
         self._outbox.put(Accepted(request_id))
-        if isinstance(message, Generate | Classify):
+        if isinstance(message, Generate | Classify | Score):
             self._preparer.start(request_id, message)
         else:
             self._questions.submit(self._answer, request_id, message)

@@ -1,4 +1,4 @@
-"""``tenora train``: parse, hand over, and turn what goes wrong into a message and a status.
+"""``tenora train``, ``tenora data`` and ``tenora report``: parse, hand over, and turn what goes wrong into a message.
 
 Nothing heavy is imported before the arguments are known, so that ``--help`` is quick.
 """
@@ -11,20 +11,37 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from training.config import ClassifyConfig, InstructConfig, make_config
+from training.config import CONFIGS, make_config
 from training.errors import ConfigError, TrainingError
 from training.flags import command
 
-_INSTRUCT = """Train an adapter that follows instructions.
-
-Rows are {"instruction": ..., "input": ... (may be missing), "output": ...}. Every flag may also be set in the
-environment as TENORA_<FLAG>; flags win over the environment, the environment over the recipe.
+_SHARED = """
+Every flag may also be set in the environment as TENORA_<FLAG>; flags win over the environment, the environment over
+the recipe. docs/data.md tells all ways to write rows; `tenora data check` looks at them alone.
 """
-_CLASSIFY = """Train an adapter that sorts texts into classes.
+_ABOUT = {
+    "instruct": """Train an adapter that follows instructions.
 
-Rows are {"text": ..., "label": ...}, the label a name or a number. Every flag may also be set in the environment as
-TENORA_<FLAG>; flags win over the environment, the environment over the recipe.
-"""
+Rows are {"instruction": …, "input": … (may be missing), "output": …}, {"messages": […]}, {"prompt": …, "completion":
+…} or ShareGPT's {"conversations": […]}.
+""",
+    "classify": """Train an adapter that sorts texts into classes.
+
+Rows are {"text": …, "label": …}, the label a name or a number, or {"text": …, "labels": […]} where several may apply.
+""",
+    "text": """Train an adapter on texts as they stand.
+
+Rows are {"text": …}, or files of text. Served, it continues a text.
+""",
+    "reward": """Train an adapter that scores answers.
+
+Rows are {"prompt": …, "chosen": …, "rejected": …}: a better and a worse answer.
+""",
+    "dpo": """Train an adapter to prefer better answers (direct preference optimisation, by TRL: tenora[dpo]).
+
+Rows are {"prompt": …, "chosen": …, "rejected": …}. Served, it writes.
+""",
+}
 _REFUSED, _INTERRUPTED = 2, 130
 _PAGE = 120
 
@@ -44,15 +61,20 @@ def _run(task: str, flags: dict[str, Any], recipe: Path | None) -> None:
     try:
         config = make_config(task, flags, recipe)
         if config.data is None:
-            raise ConfigError("--data is missing: give a .jsonl, .json or .csv file, or a recipe that names one")
+            raise ConfigError("--data is missing: give a file or a folder of rows, or a recipe that names one")
+        from training.published import read_published, show_published
         from training.run import train
 
-        train(config, _console())
+        published = read_published(recipe) if recipe is not None else None
+        console = _console()
+        results = train(config, console)
+        if published is not None and results is not None and not config.json_lines:
+            show_published(console, published, results)
     except TrainingError as error:
         errors.print(f"tenora: {escape(str(error))}")
         raise typer.Exit(_REFUSED) from None
-    except KeyboardInterrupt:
-        errors.print("tenora: stopped; nothing was published")
+    except KeyboardInterrupt as stop:
+        errors.print(escape("; ".join(("tenora: stopped", "nothing was published", *map(str, stop.args)))))
         raise typer.Exit(_INTERRUPTED) from None
 
 
@@ -62,14 +84,27 @@ def _console() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=_PAGE)
 
 
-app.command("instruct")(command(InstructConfig, lambda flags, recipe: _run("instruct", flags, recipe), _INSTRUCT))
-app.command("classify")(command(ClassifyConfig, lambda flags, recipe: _run("classify", flags, recipe), _CLASSIFY))
+def _command(task: str) -> Any:
+    return command(CONFIGS[task], lambda flags, recipe: _run(task, flags, recipe), _ABOUT[task] + _SHARED)
+
+
+for _task in CONFIGS:
+    app.command(_task)(_command(_task))
 
 
 def main() -> None:
-    """The entry point of ``python -m training``; its ``--help`` explains the flags of both commands too."""
-    if sys.argv[1:] in (["--help"], ["-h"]):
-        for arguments in (["--help"], ["instruct", "--help"], ["classify", "--help"]):
-            app(arguments, prog_name="tenora train", standalone_mode=False)
-        return
-    app(prog_name="tenora train")
+    """The entry point of ``python -m training``; its ``--help`` explains the flags of all commands too."""
+    match sys.argv[1:]:
+        case ["data", *arguments]:
+            from training.data.cli import app as data
+
+            data(arguments, prog_name="tenora data")
+        case ["report", *arguments]:
+            from training.reporting.cli import app as report
+
+            report(arguments, prog_name="tenora report")
+        case ["--help"] | ["-h"]:
+            for arguments in (["--help"], *([task, "--help"] for task in CONFIGS)):
+                app(arguments, prog_name="tenora train", standalone_mode=False)
+        case _:
+            app(prog_name="tenora train")

@@ -64,12 +64,12 @@ def _report(problems: Sequence[Problem]) -> str:
         bad = len(rows - {0})
         lines.append(f"{file}: {bad} bad row{'' if bad == 1 else 's'}" if bad else f"{file}:")
         for (what, mend), found in kinds.items():
-            place = _places(found[0].where, [problem.number for problem in found])
+            place = numbered(found[0].where, [problem.number for problem in found])
             lines.append(f"  {place}{what} — {mend}")
     return "\n".join(lines)
 
 
-def _places(where: str, numbers: Sequence[int]) -> str:
+def numbered(where: str, numbers: Sequence[int]) -> str:
     """``lines 3, 7-9: `` for the numbers; nothing for the file as a whole."""
     if numbers == [0]:
         return ""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from training.config import TrainConfig
+from training.config import TrainConfig, flag_of
 
 Run = Callable[[dict[str, Any], Path | None], None]
 
@@ -40,7 +40,7 @@ def _recipe() -> inspect.Parameter:
 
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
-    flag = f"--{name.replace('_', '-')}"
+    flag = flag_of(name, field)
     kind, metavar = _kind(field.annotation)
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
@@ -71,13 +71,15 @@ def _kind(annotation: Any) -> tuple[Any, str | None]:
         return str, "|".join(get_args(annotation))
     if get_origin(annotation) is tuple:
         return str, "LIST"
+    if get_origin(annotation) is dict:
+        return str, "NAME=VALUE"
     words = {Path: "PATH", int: "N", float: "X", str: "TEXT", bool: None}
     return annotation, words[annotation]
 
 
 def _shown(default: Any) -> str:
     """`` [default]``, escaped for the help page's markup; nothing where a flag has no default."""
-    if default is None or default == ():
+    if default is None or default in ((), {}):
         return ""
     if isinstance(default, bool):
         text = "yes" if default else "no"

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,34 @@ from rich.console import Console
 from rich.markup import escape
 
 from adapters.base import resolve_base
-from training.config import TrainConfig
+from adapters.manifest import utc_now
+from training.checkpoint import Checkpoints, State, reading
+from training.config import AnsweringConfig, TrainConfig
 from training.errors import ConfigError
-from training.fit import Fitted, fit
-from training.model import add_lora, parameter_counts, pick_device
-from training.plot import plot
-from training.progress import Progress
-from training.publish import publish, verify, write_adapter
-from training.report import results, show, write_json
-from training.task import Measured, Task
+from training.evaluation.judge import Judge
+from training.evaluation.overfitting import overfitting
+from training.loop import Fitted, Loop
+from training.model import pick_device
+from training.prepared import Prepared, prepare
+from training.processes import Processes, join_processes
+from training.progress import Both, JsonLines, Progress, Shown, Silent, write_json
+from training.publish import publish, tool_versions, verify, write_adapter
+from training.reporting.files import write_beside, write_run
+from training.reporting.plots.draw import draw_all
+from training.reporting.results import (
+    Base,
+    Best,
+    Comparison,
+    Evaluation,
+    Parameters,
+    Published,
+    Results,
+    Rows,
+    Seconds,
+)
+from training.reporting.tables import show_results
+from training.tasks.task import Task
+from training.updates import parameter_counts
 
 SERVED_RANK = 64
 """The largest rank that a server holds by default."""
@@ -28,61 +47,158 @@ SERVED_RANK = 64
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What came of the training: the figures, and the folder of the adapter, proven to come back equal."""
+    """What came of the training."""
 
-    before: Measured
-    after: Measured
+    before: Evaluation
+    after: Evaluation
     fitted: Fitted
-    folder: Path
-    facts: dict[str, Any]
+    seconds: float
+    comparison: Comparison | None = None
 
 
-def run_task(task: Task[Any], console: Console) -> dict[str, Any]:
-    """Train, compare, publish; return what results.json holds."""
+def run_task(task: Task[Any, Any], console: Console) -> Results | None:
+    """Train, compare, publish; return what results.json holds. A dry run returns nothing."""
     _quiet()
-    task.encode(resolve_base(task.config.base))
-    output = _make_output(task.config)
-    trained = _train(task, output, console)
-    _report(task, trained, output, console)
-    if task.config.publish is not None:
-        version = publish(task.config.store, task.config.publish, trained.folder, task)
-        name, store = str(version.name), str(task.config.store)
-        trained.facts["published"] = {"name": name, "digest": version.digest, "store": store}
-    summary = results(task, trained.fitted.history, trained.before, trained.after, trained.facts)
-    write_json(output / "results.json", summary)
-    _say_next(console, task.config, trained.facts)
-    return summary
+    config = task.config
+    judge = _judge(config)
+    task.encode(resolve_base(config.base))
+    if config.dry_run:
+        from training.dry_run import show_dry_run
 
-
-def _train(task: Task[Any], output: Path, console: Console) -> Trained:
-    """Measure, train, measure again; write the best epoch as an adapter and read it back."""
-    began = time.monotonic()
-    torch.manual_seed(task.config.seed)
-    model = add_lora(task.load_model(), task.base, task.config).to(pick_device(task.config.device))
-    _announce(console, task, model, output)
-    before = task.measure(model)
-    progress = Progress(console)
+        show_dry_run(task, console)
+        return None
+    processes = join_processes(pick_device(config.device))
+    output = _make_output(config, processes)
+    checkpoints = _checkpoints(config, output)
+    prepared = _as_saved(prepare(task), checkpoints.newest())
+    if config.json_lines:
+        write_json(console, "run", {"output": str(output), **_about(prepared)})
+    elif processes.first:
+        _announce(console, prepared, output)
     try:
-        # Without test rows the held-out rows are the validation rows, just measured.
-        fitted = fit(task, model, output, progress, None if task.split.test else before.metrics)
-    finally:
-        progress.stop()
-    after = task.measure(model)
-    seconds = round(time.monotonic() - began, 1)
-    folder = write_adapter(task, fitted.folder, output / "adapter", after.metrics)
-    trainable, parameters = parameter_counts(model)
-    facts = {
-        "parameters": {"trained": trainable, "all": parameters},
-        "seconds": seconds,
-        "logits_difference_after_reload": verify(task, model, folder),
-        "adapter": str(folder),
-        "published": None,
-    }
-    return Trained(before, after, fitted, folder, facts)
+        trained = _train(prepared, checkpoints, _progress(config, console, processes, output), processes)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_way_on(checkpoints, output)) from None
+    if judge is not None and processes.first:
+        trained = _judged(trained, judge, console)
+    if not processes.first:
+        return None
+    results = _finish(prepared, trained, output)
+    checkpoints.clear()
+    _tell(console, config, results, output)
+    return results
 
 
-def _make_output(config: TrainConfig) -> Path:
-    output = config.output or Path("build/runs") / f"{config.task}-{datetime.now():%Y%m%d-%H%M%S}"
+def _train(prepared: Prepared, checkpoints: Checkpoints, progress: Progress, processes: Processes) -> Trained:
+    """Measure, train, measure again. The model is left as the best epoch had it."""
+    task = prepared.task
+    began = time.monotonic()
+    state = checkpoints.newest()
+    with prepared.precision.active(), prepared.fast() as fast:
+        loop = Loop(task, fast, prepared.update, checkpoints=checkpoints, progress=progress, processes=processes)
+        # What was measured before the first step is measured again by a run that goes on: nothing was trained then.
+        before = task.measure(fast)
+        torch.manual_seed(task.config.seed)
+        known = (
+            None
+            if task.examples.test
+            else {name: value for name, value in before.metrics.items() if name in {"loss", task.config.metric}}
+        )
+        try:
+            fitted = loop.run(known, state)
+        finally:
+            progress.stop()
+        after = task.measure(fast)
+    return Trained(before, after, fitted, time.monotonic() - began)
+
+
+def _judged(trained: Trained, judge: Judge, console: Console) -> Trained:
+    before, after = judge.score(trained.before, console), judge.score(trained.after, console)
+    comparison = judge.compare(before, after, console)
+    return Trained(before, after, trained.fitted, trained.seconds, comparison)
+
+
+def _finish(prepared: Prepared, trained: Trained, output: Path) -> Results:
+    """The adapter, or the new base, with its report and pictures; published if that was asked for."""
+    task = prepared.task
+    if task.config.update == "full":
+        folder = _write_base(prepared, output / "base")
+    else:
+        folder = write_adapter(task, trained.fitted.folder, output / "adapter", trained.after.metrics)
+        verify(task, prepared.model, folder)
+    results = _results(prepared, trained, folder.name)
+    write_beside(folder, results, task.config.publish, draw_all(results, output))
+    if task.config.publish is not None:
+        version = publish(task.config.store, task.config.publish, folder, task)
+        published = Published(name=str(version.name), digest=version.digest, store=task.config.store.name)
+        results = results.model_copy(update={"published": published})
+    write_run(output, results)
+    return results
+
+
+def _results(prepared: Prepared, trained: Trained, folder: str) -> Results:
+    task, fitted = prepared.task, trained.fitted
+    config, base, history = task.config, task.base, fitted.history
+    count, everything = parameter_counts(prepared.model)
+    notes = list(task.notes)
+    warning = overfitting(history.points)
+    return Results(
+        task=config.task,
+        update=config.update,
+        base=Base(id=base.id, revision=base.revision, fingerprint=base.fingerprint),
+        recipe=config.as_recipe(),
+        rows=Rows(
+            train=len(task.examples.train), validation=len(task.examples.validation), test=len(task.examples.test)
+        ),
+        notes=tuple([*notes, warning] if warning else notes),
+        findings=tuple(task.findings),
+        data_sha256=task.dataset.sha256,
+        parameters=Parameters(trained=count, all=everything),
+        best=Best(
+            metric=config.metric,
+            epoch=fitted.best.epoch,
+            step=fitted.best.step,
+            value=fitted.best.validation[config.metric],
+        ),
+        before=trained.before,
+        after=trained.after,
+        baselines=task.baselines(),
+        comparison=trained.comparison,
+        history=tuple(history.points),
+        steps=tuple(history.steps),
+        seconds=Seconds(
+            total=trained.seconds, training=history.training_seconds, evaluation=history.evaluation_seconds
+        ),
+        tokens_per_second=history.tokens / history.training_seconds,
+        stopped=fitted.stopped,
+        precision=str(prepared.precision),
+        device=prepared.model.device.type,
+        threads=torch.get_num_threads(),
+        tools=tool_versions(),
+        created=utc_now(),
+        adapter=folder if config.update != "full" else None,
+    )
+
+
+def _write_base(prepared: Prepared, folder: Path) -> Path:
+    """All weights as a base of their own, with the tokenizer beside them."""
+    prepared.model.save_pretrained(folder)
+    prepared.task.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _judge(config: TrainConfig) -> Judge | None:
+    """The judge, found to reply before anything is trained."""
+    if not isinstance(config, AnsweringConfig) or config.judge is None:
+        return None
+    judge = Judge(config.judge, config.judge_model, config.judge_key)
+    judge.check()
+    return judge
+
+
+def _make_output(config: TrainConfig, processes: Processes) -> Path:
+    named = f"{config.task}-{datetime.now():%Y%m%d-%H%M%S}"  # the clock may have moved on in another process
+    output = config.output or Path("build/runs") / processes.agree(named)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -90,47 +206,115 @@ def _make_output(config: TrainConfig) -> Path:
     return output
 
 
-def _announce(console: Console, task: Task[Any], model: Any, output: Path) -> None:
-    split, config = task.split, task.config
-    trainable, parameters = parameter_counts(model)
+def _checkpoints(config: TrainConfig, output: Path) -> Checkpoints:
+    """The run's checkpoints; an unfinished run is not overwritten unasked, and one that goes on must be there."""
+    checkpoints = Checkpoints(output / "checkpoints")
+    begun = checkpoints.newest() is not None
+    if begun and not config.resume:
+        raise ConfigError(f"--output {output} holds an unfinished run: go on with --resume, or take another folder")
+    if config.resume and not begun:
+        raise ConfigError(f"--resume: {output} holds no run that was saved and did not finish")
+    return checkpoints
+
+
+def _as_saved(prepared: Prepared, state: State | None) -> Prepared:
+    """A run that goes on computes as it did: measured anew, another arithmetic might be the faster one."""
+    if state is None:
+        return prepared
+    with reading(state.weights.parent):
+        saved = state.facts["arithmetic"]
+        return replace(
+            prepared,
+            precision=replace(prepared.precision, dtype=getattr(torch, saved["dtype"]), matmul=saved["matmul"]),
+        )
+
+
+def _way_on(checkpoints: Checkpoints, output: Path) -> str:
+    """What whoever stopped a run can do."""
+    if checkpoints.newest() is None:
+        return "no step was saved yet"
+    return f"the same command with --output {output} --resume goes on"
+
+
+def _progress(config: TrainConfig, console: Console, processes: Processes, output: Path) -> Progress:
+    if not processes.first:
+        return Silent()
+    shown: Progress = JsonLines(console) if config.json_lines else Shown(console)
+    if not config.tensorboard:
+        return shown
+    from training.events import Events
+
+    return Both(shown, Events(output / "tensorboard"))
+
+
+def _about(prepared: Prepared) -> dict[str, Any]:
+    split = prepared.task.examples
+    count, everything = parameter_counts(prepared.model)
+    return {
+        "task": prepared.task.config.task,
+        "base": prepared.task.base.id,
+        "rows": {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
+        "parameters": {"trained": count, "all": everything},
+        "precision": str(prepared.precision),
+        "notes": prepared.task.notes,
+        "findings": prepared.task.findings,
+    }
+
+
+def _announce(console: Console, prepared: Prepared, output: Path) -> None:
+    task, config = prepared.task, prepared.task.config
+    split = task.examples
+    trainable, parameters = parameter_counts(prepared.model)
     console.print(f"{len(split.train)} training rows, {len(split.validation)} validation, {len(split.test)} test")
-    if config.rank > SERVED_RANK:
+    if config.update == "lora" and max(config.rank, *config.rank_pattern.values(), 0) > SERVED_RANK:
         console.print(f"note: servers hold ranks up to {SERVED_RANK} unless TENORA_MAX_LORA_RANK says otherwise")
-    for note in task.notes:
-        console.print(f"note: {escape(note)}")
+    for note in (*task.notes, *task.findings):
+        console.print(f"note: {escape(note)}", soft_wrap=True)
+    how = {
+        "lora": f"LoRA r {config.rank}, alpha {config.alpha:g}",
+        "head": "only its head",
+        "full": "all of its weights",
+    }[config.update]
     console.print(
-        f"{escape(task.base.id)} with LoRA r {config.rank}, alpha {config.alpha:g}: {trainable:,} of {parameters:,} "
-        f"parameters are trained ({trainable / parameters:.2%}), {model.device.type}, {torch.get_num_threads()} threads"
+        f"{escape(task.base.id)} with {how}: {trainable:,} of {parameters:,} parameters are trained "
+        f"({trainable / parameters:.2%}), {prepared.model.device.type}, {torch.get_num_threads()} threads, "
+        f"{prepared.precision}"
     )
     files = f"files go to {output}; the best epoch is chosen by validation {config.metric.replace('_', ' ')}"
     console.print(escape(files), soft_wrap=True)
 
 
-def _report(task: Task[Any], trained: Trained, output: Path, console: Console) -> None:
-    """Tables on the console; the picture and the steps as files."""
-    history = trained.fitted.history
-    best, metric = history.best, history.metric
-    show(console, task, trained.before, trained.after)
-    figure = f"{best.validation[metric]:.4f}"
-    name = metric.replace("_", " ")
-    console.print(f"best epoch by validation {name}: {best.epoch:.0f} (step {best.step}, {figure})")
-    plot(history, output / "loss.png", f"{task.base.id}, {task.config.task}")
-    history.write_csv(output / "results.csv")
-    files = f"results.json, results.csv and loss.png are in {output}; took {trained.facts['seconds']:.0f} s"
-    console.print(escape(files), soft_wrap=True)
-
-
-def _say_next(console: Console, config: TrainConfig, facts: dict[str, Any]) -> None:
-    where = f"--base {config.base} --store {config.store}"
-    if facts["published"] is None:
-        command = f"tenora adapters publish {facts['adapter']} TENANT/NAME {where}"
-        console.print(escape(f"next: {command}"), soft_wrap=True)
+def _tell(console: Console, config: TrainConfig, results: Results, output: Path) -> None:
+    """Tables, and what to do next."""
+    if config.json_lines:
+        write_json(console, "results", {"file": str(output / "results.json"), "after": results.after.metrics})
         return
-    name, digest = facts["published"]["name"], facts["published"]["digest"]
-    verb = "ask" if config.task == "instruct" else "classify"
-    console.print(f"published {name}@{digest[:12]}")
-    console.print(escape(f"next: tenora serve {where}"), soft_wrap=True)
-    console.print(escape(f'      tenora {verb} {name} "…"'), soft_wrap=True)
+    show_results(console, results)
+    console.print(
+        escape(f"results.json, results.csv and pictures are in {output}; took {results.seconds.total:.0f} s"),
+        soft_wrap=True,
+    )
+    for line in _next(config, results, output):
+        console.print(escape(line), soft_wrap=True)
+
+
+def _next(config: TrainConfig, results: Results, output: Path) -> list[str]:
+    where = f"--base {config.base} --store {config.store}"
+    if config.update == "full":
+        return [
+            f"{output / 'base'} is a base of its own, not an adapter: all of its weights were trained",
+            f"next: tenora serve --base {output / 'base'}",
+        ]
+    if results.published is None:
+        return [f"next: tenora adapters publish {output / 'adapter'} TENANT/NAME {where}"]
+    name = results.published.name
+    verb = {"classify": "classify", "reward": "score"}.get(config.task, "ask")
+    return [
+        f"published {name}@{results.published.digest[:12]}",
+        f"next: tenora serve {where}",
+        f'      tenora {verb} {name} "…"',
+        f"      tenora report {name} --store {config.store}",
+    ]
 
 
 def _quiet() -> None:

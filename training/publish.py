@@ -20,7 +20,8 @@ from adapters.names import AdapterName
 from adapters.store import Store, Version
 from adapters.weights import LoraPair
 from training.errors import PublishError
-from training.task import Metrics, Task, to_device
+from training.fast.model import FastModel, Levers
+from training.tasks.task import Metrics, Task
 
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
 _TOOLS = ("tenora", "torch", "transformers", "peft")
@@ -28,7 +29,7 @@ _PROBE_ROWS = 4
 _TOLERANCE = 1e-4
 
 
-def write_adapter(task: Task[Any], checkpoint: Path, folder: Path, metrics: Metrics) -> Path:
+def write_adapter(task: Task[Any, Any], checkpoint: Path, folder: Path, metrics: Metrics) -> Path:
     """Put PEFT's files and our manifest into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in _FILES:
@@ -37,18 +38,18 @@ def write_adapter(task: Task[Any], checkpoint: Path, folder: Path, metrics: Metr
     manifest = Manifest(
         base=BaseRef(id=base.id, revision=base.revision, fingerprint=base.fingerprint),
         max_length=task.max_length,
-        data_sha256=task.data_sha256,
+        data_sha256=task.dataset.sha256,
         recipe=task.config.as_recipe(),
         metrics={name: round(value, 6) for name, value in metrics.items()},
         created=utc_now(),
-        tools=_tool_versions(),
+        tools=tool_versions(),
         **task.manifest_fields(),
     )
     write_manifest(folder, manifest)
     return folder
 
 
-def _tool_versions() -> dict[str, str]:
+def tool_versions() -> dict[str, str]:
     """Versions of what made the adapter; run from a source tree, Tenora itself has none."""
     versions = {}
     for name in _TOOLS:
@@ -57,7 +58,7 @@ def _tool_versions() -> dict[str, str]:
     return versions
 
 
-def verify(task: Task[Any], trained: Any, folder: Path) -> float:
+def verify(task: Task[Any, Any], trained: Any, folder: Path) -> float:
     """Largest difference of logits between ``trained`` and the adapter read back from ``folder``.
 
     Raises:
@@ -73,19 +74,23 @@ def verify(task: Task[Any], trained: Any, folder: Path) -> float:
     difference = (found - expected).abs().max().item()
     if not torch.allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE):
         raise PublishError(f"the adapter in {folder} answers otherwise than the trained model, by {difference:.2g}")
-    if torch.equal(found, plain):
+    if adapter.weights.pairs and torch.equal(found, plain):
         raise PublishError("the trained matrices change nothing: train longer or with a higher --lr")
     return difference
 
 
 @torch.inference_mode()
-def probe(task: Task[Any], model: Any) -> Tensor:
-    """Logits on the first validation rows."""
+def probe(task: Task[Any, Any], model: Any) -> Tensor:
+    """Logits on the first validation rows, by the model's own forward in float32."""
     model.eval()
-    batch = to_device(task.collate(task.split.validation[:_PROBE_ROWS]), model.device)
-    logits: Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    # What stands at padding is nobody's answer.
-    return (logits[batch["attention_mask"].bool()] if logits.dim() == 3 else logits).float()
+    rows = [example.ids for example in task.examples.validation[:_PROBE_ROWS]]
+    if task.config.has_head:
+        return FastModel(model, Levers.none(), torch.float32, task.pad_id).label_logits(rows)
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[*row, *[task.pad_id] * (width - len(row))] for row in rows], device=model.device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
+    logits: Tensor = model(input_ids=ids, attention_mask=mask).logits
+    return logits[mask.bool()].float()  # what stands at padding is nobody's answer
 
 
 def put_head(adapter: Adapter, model: nn.Module) -> None:
@@ -102,9 +107,8 @@ def add_pairs(adapter: Adapter, model: nn.Module, name_in_model: Callable[[str],
         model.get_submodule(name_in_model(module)).register_forward_hook(_add(pair, device))
 
 
-def publish(store: Path, name: str, folder: Path, task: Task[Any]) -> Version:
+def publish(store: Path, name: str, folder: Path, task: Task[Any, Any]) -> Version:
     """Publish ``folder`` as the newest version of ``name``."""
-
     return Store(store).publish(folder, AdapterName.parse(name), task.base)
 
 

@@ -6,6 +6,7 @@ from bench.sections import (
     classify,
     cliff,
     cold,
+    endurance,
     footprint,
     many_adapters,
     popularity,
@@ -28,4 +29,5 @@ SECTIONS: tuple[Section, ...] = (
     churn.SECTION,
     shapes.SECTION,
     footprint.SECTION,
+    endurance.SECTION,
 )

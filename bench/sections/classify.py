@@ -7,7 +7,7 @@ from bench.sections.section import Section
 from bench.workloads import lengths, prompts
 
 TEXTS, ADAPTERS, SHORTEST, LONGEST = 64, 8, 20, 200
-QUICK_PATIENCE_S = 8.0
+QUICK_PATIENCE_S = 4.0
 EQUAL_LABELS = 4
 """Labels of every adapter that PEFT gets: it stacks the rows of a batch, so its heads have to be of one size."""
 
@@ -19,7 +19,7 @@ def texts(vocabulary: int, seed: int, count: int = TEXTS) -> list[list[int]]:
 
 
 def run(bench: Bench) -> None:
-    """Measure Tenora with heads of 2 to 9 labels, and PEFT with heads of 4; hold their answers together."""
+    """Measure Tenora with heads of 2 to 9 labels, PEFT with heads of 4, and hold their answers together."""
     base = bench.model("distilbert")
     vocabulary = base.config().vocab_size
     mixed = [
@@ -29,9 +29,11 @@ def run(bench: Bench) -> None:
     config = {**bench.engine_config, "adapter_slots": 2 * ADAPTERS}
     common = {"threads": bench.options.threads, "base": str(base.path)}
     bench.say("loading both systems")
+    engine = "bench.systems.tenora_engine:TenoraEngine"
     with (
         # Adapters 0 to 7 have heads of different sizes, 8 to 15 of one.
-        Remote("bench.systems.tenora_engine:TenoraEngine", **common, adapters=[*mixed, *equal], **config) as tenora,
+        Remote(engine, **common, adapters=[*mixed, *equal], **config) as tenora,
+        Remote(engine, **common, adapters=[*mixed, *equal], **config, quantize="int8") as tenora_int8,
         Remote(
             "bench.systems.peft_model:PeftSystem",
             **common,
@@ -40,7 +42,15 @@ def run(bench: Bench) -> None:
             num_labels=EQUAL_LABELS,
         ) as peft,
     ):
-        systems = [_system("classify_tenora", "Tenora's engine, heads of 2 to 9 labels", tenora, vocabulary)]
+        systems = [
+            _system("classify_tenora", "Tenora's engine, heads of 2 to 9 labels", tenora, vocabulary),
+            _system(
+                "classify_tenora_int8",
+                "Tenora's engine with `--quantize int8`, heads of 2 to 9 labels",
+                tenora_int8,
+                vocabulary,
+            ),
+        ]
         try:
             peft.wait()
         except RemoteError as error:
@@ -54,6 +64,9 @@ def run(bench: Bench) -> None:
     for system in systems:
         bench.report.rate(system.key, system.name, rates[system.key])
     bench.report.ratio_of("classify_vs_peft", "classify_tenora", "classify_peft")
+    if "classify_peft" in rates:
+        ratio = rates["classify_tenora_int8"].median / rates["classify_peft"].median
+        bench.report.figures("classify", {"int8_vs_peft": round(ratio, 2)})
 
 
 def _system(key: str, name: str, remote: Remote, vocabulary: int) -> System:

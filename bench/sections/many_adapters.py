@@ -16,8 +16,10 @@ PROMPT, ANSWER = (8, 128), (8, 128)
 """Bounds of the uniform lengths: a quarter of S-LoRA's, so that adapters change four times as often."""
 FEW, MANY = 5, 1000
 SWEEP_COUNTS = (1, 5, 20, 100, 500, 1000)
-OVERLOAD, MODERATE = 2.0, 0.7
-SETTLE_S = 0.7
+OVERLOAD, FIXED, MODERATE = 2.0, 0.8, 0.7
+"""Requests that arrive, as a share of what the engine can do with a few adapters."""
+SETTLE_S, SETTLE_FIXED_S = 0.7, 2.0
+"""Seconds that are not counted: until all rows are taken, and until as many requests leave as come."""
 
 
 class Loop:
@@ -41,17 +43,22 @@ class Loop:
             self.close()
             raise
 
-    def window(self, adapters: int, seconds: float, seed: int, load: float = OVERLOAD) -> dict[str, Any]:
-        """Serve requests over so many of the adapters at a multiple of what the engine can do."""
+    def window(
+        self, adapters: int, seconds: float, seed: int, *, load: float = OVERLOAD, settle: float = SETTLE_S
+    ) -> dict[str, Any]:
+        """Serve requests over so many of the adapters at a multiple of what the engine can do.
+
+        With the same seed the same requests arrive at the same times, only their adapters differ.
+        """
         arrivals = open_loop(
             adapters=adapters,
             rate=load * self._capacity,
-            seconds=seconds + SETTLE_S,
+            seconds=seconds + settle,
             prompt_tokens=PROMPT,
             new_tokens=ANSWER,
             seed=seed,
         )
-        return self._serve(arrivals, seconds)
+        return self._serve(arrivals, seconds, settle)
 
     def _measure_capacity(self) -> float:
         """Requests a second that the engine serves under a few adapters, all of them waiting from the start."""
@@ -61,8 +68,8 @@ class Loop:
         self._bench.say(f"capacity is about {rate:.1f} requests/s")
         return float(max(rate, 0.5))
 
-    def _serve(self, arrivals: Sequence[Arrival], seconds: float) -> dict[str, Any]:
-        found: dict[str, Any] = self._engine.call("window", arrivals, seconds + SETTLE_S, SETTLE_S)
+    def _serve(self, arrivals: Sequence[Arrival], seconds: float, settle: float = SETTLE_S) -> dict[str, Any]:
+        found: dict[str, Any] = self._engine.call("window", arrivals, seconds + settle, settle)
         return found
 
     def close(self) -> None:
@@ -71,24 +78,47 @@ class Loop:
 
 
 def run(bench: Bench) -> None:
-    """1,000 adapters against 5, in turns, above capacity."""
+    """1,000 adapters against 5, in turns: at a fixed rate, and above capacity."""
     quick = bench.options.quick
-    seconds, rounds = (4.0, 3) if quick else (15.0, max(3, bench.options.rounds))
+    fixed_s, above_s, rounds = (6.0, 3.0, 2) if quick else (30.0, 15.0, max(3, bench.options.rounds))
     loop = Loop(bench, MANY)
     try:
-        windows = _turns(bench, loop, (FEW, MANY), seconds, rounds)
+        fixed = _turns(bench, loop, (FEW, MANY), fixed_s, rounds, load=FIXED, settle=SETTLE_FIXED_S)
+        above = _turns(bench, loop, (FEW, MANY), above_s, rounds)
     finally:
         loop.close()
-    _tell(bench, "many_adapters", windows, loop)
-    bench.report.ratio_of("adapters1000_vs_5", f"open_loop_{MANY}", f"open_loop_{FEW}")
+    _tell(bench, "many_adapters", above, loop)
+    for count, results in fixed.items():
+        spread = Spread(tuple(result["tokens_per_s"] for result in results), "tok/s")
+        name = f"Tenora's engine, {FIXED:g} of its capacity asked, {count:,} adapters"
+        bench.report.rate(f"fixed_rate_{count}", name, spread)
+    medians = {count: statistics.median(result["tokens_per_s"] for result in above[count]) for count in above}
+    bench.report.figures(
+        "many_adapters",
+        {
+            "above_capacity_1000_vs_5": round(medians[MANY] / medians[FEW], 3),
+            f"at_{FIXED:g}_of_capacity": {str(count): _latencies(results) for count, results in fixed.items()},
+        },
+    )
+    bench.report.ratio_of("adapters1000_vs_5", f"fixed_rate_{MANY}", f"fixed_rate_{FEW}")
+
+
+def _latencies(results: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """Of all windows together, in milliseconds; None where no request came so far."""
+    found: dict[str, float | None] = {}
+    for key in ("first_token", "request"):
+        values = [value for result in results for value in result[f"{key}_s"]]
+        for share in (0.5, 0.95):
+            found[f"{key}_ms_p{round(100 * share)}"] = round(percentile(values, share) * 1e3) if values else None
+    return {**found, "swaps_per_s": round(statistics.median(result["swaps_per_s"] for result in results), 2)}
 
 
 def sweep(bench: Bench) -> None:
     """From one adapter to a thousand: throughput above capacity, and time to the first token below it."""
     loop = Loop(bench, max(SWEEP_COUNTS))
     try:
-        windows = _turns(bench, loop, SWEEP_COUNTS, 10.0, 3)
-        calm = {count: loop.window(count, 15.0, seed=77, load=MODERATE) for count in SWEEP_COUNTS}
+        windows = _turns(bench, loop, SWEEP_COUNTS, 8.0, min(3, bench.options.rounds))
+        calm = {count: loop.window(count, 10.0, seed=77, load=MODERATE) for count in SWEEP_COUNTS}
     finally:
         loop.close()
     _tell(bench, "sweep", windows, loop, prefix="sweep")
@@ -107,15 +137,22 @@ def sweep(bench: Bench) -> None:
 
 
 def _turns(
-    bench: Bench, loop: Loop, counts: Sequence[int], seconds: float, rounds: int
+    bench: Bench,
+    loop: Loop,
+    counts: Sequence[int],
+    seconds: float,
+    rounds: int,
+    *,
+    load: float = OVERLOAD,
+    settle: float = SETTLE_S,
 ) -> dict[int, list[dict[str, Any]]]:
     windows: dict[int, list[dict[str, Any]]] = {count: [] for count in counts}
     for number in range(rounds):
         for count in counts:
-            windows[count].append(loop.window(count, seconds, seed=number))
+            windows[count].append(loop.window(count, seconds, seed=number, load=load, settle=settle))
             last = windows[count][-1]
             bench.say(
-                f"round {number + 1} of {rounds}: {count} adapters: {last['tokens_per_s']:.0f} tok/s, "
+                f"round {number + 1} of {rounds}, load {load:g}: {count} adapters: {last['tokens_per_s']:.0f} tok/s, "
                 f"{last['swaps_per_s']:.1f} swaps/s"
             )
     return windows
@@ -149,7 +186,7 @@ def _tell(
 
 SECTION = Section(
     "many-adapters",
-    "open loop above capacity, 1,000 registered adapters against 5",
+    "open loop at a fixed rate and above capacity, 1,000 registered adapters against 5",
     run,
     ("adapters1000_vs_5",),
     quick=True,

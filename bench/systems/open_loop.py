@@ -2,7 +2,9 @@
 
 import tempfile
 import time
+from collections.abc import Iterator
 from collections.abc import Sequence as Many
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from adapters.store import Version
 from bench.random_adapters import AdapterWriter, peft_template
 from bench.systems.tenora_engine import TenoraEngine, check, tokens_in
 from bench.workloads import Arrival, prompts
+from service.engine.events import FinishedEvent
 from service.engine.sequence import Sequence
 
 _SPARE = 1.5
@@ -53,8 +56,7 @@ class OpenLoop(TenoraEngine):
         """
         seconds = 0.0
         with tempfile.TemporaryDirectory() as scratch:
-            for number in range(self._count):
-                folder = self._writer.write(number, Path(scratch) / str(number))
+            for number, folder in enumerate(self._written(Path(scratch))):
                 name = AdapterName("bench", f"many{number}")
                 start = time.perf_counter()
                 adapter = load_adapter(folder, self.source, ref=str(name))
@@ -69,18 +71,29 @@ class OpenLoop(TenoraEngine):
         assert stats.entries == self._count, "the cache is too small, or two adapters are the same"
         return {"bytes": stats.nbytes, "read_ms": seconds * 1e3 / self._count}
 
+    def _written(self, scratch: Path) -> Iterator[Path]:
+        """The adapters' folders in turn; while one is read the next is written."""
+        with ThreadPoolExecutor(1) as ahead:
+            pending = ahead.submit(self._writer.write, 0, scratch / "0")
+            for number in range(1, self._count + 1):
+                folder = pending.result()
+                if number < self._count:
+                    pending = ahead.submit(self._writer.write, number, scratch / str(number))
+                yield folder
+
     def _read(self, version: Version) -> Adapter:
         return self._fresh.pop(version.digest)
 
     def window(self, arrivals: Many[Arrival], seconds: float, settle: float) -> dict[str, Any]:
         """Serve arrivals for so long; what happened after the first ``settle`` seconds.
 
-        Whatever is unfinished at the end is dropped.
+        Times are of the requests that arrived after them. Whatever is unfinished at the end is dropped.
         """
         vocabulary = self.source.config().vocab_size
         ids = [prompts(1, row.prompt_tokens, vocabulary, 40_000 + k)[0] for k, row in enumerate(arrivals)]
         live: dict[str, tuple[Sequence, float]] = {}
         first: dict[str, float] = {}
+        whole: list[float] = []
         tokens = starved = steps = at = 0
         misses, loads = self._cache.stats().misses, 0
         start = time.perf_counter()
@@ -97,14 +110,16 @@ class OpenLoop(TenoraEngine):
                 continue
             events = check(self.engine.step())
             done = time.perf_counter() - start
+            for event in events:
+                arrived = live[event.request_id][1]
+                first.setdefault(event.request_id, done - arrived)
+                if isinstance(event, FinishedEvent) and arrived >= settle:
+                    whole.append(done - arrived)
             if now < settle:
                 loads = self.engine.stats().adapter_loads
                 continue
             steps += 1
             tokens += tokens_in(events)
-            for event in events:
-                if event.request_id in live and event.request_id not in first:
-                    first[event.request_id] = done - live[event.request_id][1]
         elapsed = time.perf_counter() - start - settle
         stats = self.engine.stats()
         for request_id in live:
@@ -115,5 +130,8 @@ class OpenLoop(TenoraEngine):
             "store_reads": self._cache.stats().misses - misses,
             "steps": steps,
             "idle": starved,
-            "first_token_s": sorted(first.values()),
+            "first_token_s": sorted(
+                first[name] for name, (_, arrived) in live.items() if arrived >= settle and name in first
+            ),
+            "request_s": sorted(whole),
         }

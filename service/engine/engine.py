@@ -53,7 +53,7 @@ class Engine:
         )
         self.kernels = kernels.name
         self.base: LoadedBase = load_base(source, dtype, device, kernels, int8=resolve_int8(config.quantize, device))
-        self.max_model_len = _context_length(self.base, config, dtype)
+        self.max_model_len = _context_length(self.base, config, dtype, kernels)
         self._clock = clock
         self._eos = _eos_ids(self.base)
         self._cache = self._make_cache(kernels)
@@ -307,7 +307,7 @@ def _eos_ids(base: LoadedBase) -> frozenset[int]:
     return frozenset(ids)
 
 
-def _context_length(base: LoadedBase, config: EngineConfig, dtype: torch.dtype) -> int:
+def _context_length(base: LoadedBase, config: EngineConfig, dtype: torch.dtype, kernels: Kernels) -> int:
     """The longest sequence: what was asked for, or as much of the base's context as leaves room for several."""
     if config.max_model_len is not None:
         if config.max_model_len > base.max_length:
@@ -315,5 +315,5 @@ def _context_length(base: LoadedBase, config: EngineConfig, dtype: torch.dtype) 
         return config.max_model_len
     if not base.generates:
         return base.max_length
-    rows = min(config.max_running, ROWS_AT_LEAST)
+    rows = max(min(config.max_running, ROWS_AT_LEAST), kernels.least_rows)
     return max(1, min(base.max_length, config.kv_cache_bytes // (rows * CacheShape.of(base).token_bytes(dtype))))

@@ -37,6 +37,8 @@ class Kernels(Protocol):
     name: str
     int8: bool
     """Whether products with weights in int8 are computed as such."""
+    least_rows: int
+    """Sequences of the whole context that the KV cache has to have room for, if only one is to be served."""
 
     @property
     def attention(self) -> AttentionBackend:
@@ -79,6 +81,7 @@ class TorchKernels:
 
     name = "torch"
     int8 = False
+    least_rows = 1
 
     def __init__(self, dtype: torch.dtype, device: torch.device, *, slots: int, max_rank: int) -> None:
         self.attention: AttentionBackend = TorchAttention()

@@ -34,11 +34,14 @@ class Int8Weight:
 def round_weight(weight: Tensor) -> Int8Weight:
     """The nearest weight in int8; the largest value of each output channel is met exactly.
 
+    A channel whose values are all so small that its scale would have no inverse becomes zeros.
+
     Args:
         weight: ``[out, in]``.
     """
     exact = weight.detach().float()
     scales = exact.abs().amax(1) / LARGEST
+    scales = torch.where(scales >= torch.finfo(torch.float32).tiny, scales, 0)
     inverse = torch.where(scales > 0, 1 / scales, 0)
     return Int8Weight((exact * inverse[:, None]).round_().to(torch.int8), scales)
 

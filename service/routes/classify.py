@@ -11,9 +11,12 @@ from starlette.responses import JSONResponse, Response
 from service.auth import tenant_of
 from service.engine.events import ClassifiedEvent
 from service.exchange import Exchange, deadline_of
-from service.messages import Classify
+from service.messages import Classify, Prepared
 from service.schemas import ClassifyRequest
 from service.state import state_of
+
+THRESHOLD = 0.5
+"""The probability from which on a label holds, where each has one of its own and the request names no other."""
 
 
 async def classify(request: Request, body: ClassifyRequest) -> Response:
@@ -23,33 +26,42 @@ async def classify(request: Request, body: ClassifyRequest) -> Response:
         model=body.model,
         texts=body.texts,
         deadline=deadline_of(state_of(request).settings, body.timeout),
+        threshold=body.threshold,
     )
     exchange = Exchange(request, work)
     try:
-        results: list[ClassifiedEvent] = []
-        async with aclosing(exchange.outputs()) as outputs:
-            async for event in outputs:
-                assert isinstance(event, ClassifiedEvent), "a text to classify generates nothing"
-                results.append(event)
-        assert exchange.pending.prepared is not None
-        labels = exchange.pending.prepared.labels
-        reply = _reply(f"classify-{exchange.pending.request_id}", body.model, labels, results)
+        results = await classified(exchange)
+        prepared = exchange.pending.prepared
+        assert prepared is not None
+        reply = _reply(f"classify-{prepared.request_id}", body.model, prepared, results)
+        if prepared.multi_label:
+            _select(reply, THRESHOLD if body.threshold is None else body.threshold)
         return JSONResponse(reply, headers=exchange.headers(results[-1].tier))
     finally:
         exchange.close()
 
 
-def _reply(request_id: str, model: str, labels: Sequence[str], results: Sequence[ClassifiedEvent]) -> dict[str, Any]:
+async def classified(exchange: Exchange) -> list[ClassifiedEvent]:
+    """Wait for all of a request's texts."""
+    results: list[ClassifiedEvent] = []
+    async with aclosing(exchange.outputs()) as outputs:
+        async for event in outputs:
+            assert isinstance(event, ClassifiedEvent), "a text that goes through a head generates nothing"
+            results.append(event)
+    return results
+
+
+def _reply(request_id: str, model: str, prepared: Prepared, results: Sequence[ClassifiedEvent]) -> dict[str, Any]:
     tokens = sum(result.prompt_tokens for result in results)
     return {
         "id": request_id,
         "object": "list",
         "created": int(time.time()),
         "model": model,
-        "data": [_entry(result, labels) for result in sorted(results, key=lambda result: result.index)],
+        "data": [_entry(result, prepared.labels) for result in sorted(results, key=lambda result: result.index)],
         "usage": {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens},
         # Not in vLLM's reply: the names that `probs` are in the order of.
-        "labels": list(labels),
+        "labels": list(prepared.labels),
     }
 
 
@@ -62,3 +74,11 @@ def _entry(result: ClassifiedEvent, labels: Sequence[str]) -> dict[str, Any]:
         "probs": list(probabilities),
         "num_classes": len(probabilities),
     }
+
+
+def _select(reply: dict[str, Any], threshold: float) -> None:
+    """Add what a reply about several labels at once has beyond vLLM's: the labels that hold, and from where on."""
+    reply["threshold"] = threshold
+    for entry in reply["data"]:
+        pairs = zip(reply["labels"], entry["probs"], strict=True)
+        entry["selected"] = [label for label, probability in pairs if probability >= threshold]

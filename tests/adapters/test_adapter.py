@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from peft import PeftModel
 
 from adapters.adapter import infer_manifest, load_adapter
 from adapters.base import BaseSource, resolve_base
+from adapters.config import HEAD_ONLY
 from adapters.errors import AdapterFormatError, AdapterMismatchError, TemplateError
-from adapters.manifest import write_manifest
+from adapters.manifest import EosSpec, write_manifest
 from adapters.templates import PromptInput, PromptTemplate
 from tests.adapters.conftest import Break
-from tests.support.tiny import peft_model, tiny_base
+from tests.support.tiny import peft_model, tiny_base, write_peft_adapter
 
 
 def with_manifest(folder: Path, base: BaseSource, **options: Any) -> Path:
@@ -180,6 +182,77 @@ def test_what_does_not_fit_the_task_is_refused(peft_folders: dict[str, Path], ba
         infer_manifest(peft_folders["gpt2-generate"], bases["gpt2"], labels=("a", "b"))
     with pytest.raises(AdapterMismatchError, match="this one classifies"):
         infer_manifest(peft_folders["gpt2-classify"], bases["gpt2"], template=PromptTemplate.named("plain"))
+
+
+# Heads whose numbers mean something else
+
+
+@pytest.fixture(scope="module")
+def reward(bases: dict[str, BaseSource], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Adapters with a head of one number, by base."""
+    root = tmp_path_factory.mktemp("reward")
+    options: dict[str, dict[str, Any]] = {"llama": {}, "bert": {"targets": HEAD_ONLY, "exclude_modules": None}}
+    return {
+        kind: write_peft_adapter(bases[kind].path, root / kind, task="classify", num_labels=1, **more)
+        for kind, more in options.items()
+    }
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_a_head_of_one_number_scores_if_it_is_said_so(
+    reward: dict[str, Path], bases: dict[str, BaseSource], tmp_path: Path, kind: str
+) -> None:
+    folder, alpaca = Path(shutil.copytree(reward[kind], tmp_path / "a")), PromptTemplate.named("alpaca")
+    assert infer_manifest(folder, bases[kind]).task == "classify"
+    adapter = load_adapter(with_manifest(folder, bases[kind], score=True, template=alpaca), bases[kind])
+    assert (adapter.manifest.task, adapter.manifest.labels, adapter.template) == ("score", None, alpaca)
+    assert adapter.manifest.eos == EosSpec(text="<|endoftext|>", id=0)
+    assert adapter.manifest.max_length == bases[kind].max_length
+    (folder / "tenora.json").unlink()
+    inferred = infer_manifest(folder, bases[kind], score=True)
+    assert inferred.prompt is not None
+    assert inferred.prompt.template == ("chat" if kind == "llama" else "plain")
+    change(with_manifest(folder, bases[kind], score=True), eos={"text": "<|pad|>", "id": 1})
+    with pytest.raises(AdapterMismatchError, match="what is scored ends in") as caught:
+        load_adapter(folder, bases[kind])
+    assert caught.value.key == "eos"
+
+
+def test_a_score_is_one_number(copy_of: Break, bases: dict[str, BaseSource], reward: dict[str, Path]) -> None:
+    three = with_manifest(copy_of("llama-classify"), bases["llama"])
+    said = infer_manifest(reward["llama"], bases["llama"], score=True)
+    write_manifest(three, said)
+    with pytest.raises(AdapterMismatchError, match="one number, but the head has 3") as caught:
+        load_adapter(three, bases["llama"])
+    assert caught.value.key == "task"
+    generates = copy_of("llama-generate")
+    write_manifest(generates, said)
+    with pytest.raises(AdapterMismatchError, match="says score, but the weights have no classification head"):
+        load_adapter(generates, bases["llama"])
+
+
+def test_several_labels_at_once(copy_of: Break, bases: dict[str, BaseSource]) -> None:
+    folder = with_manifest(copy_of("llama-classify"), bases["llama"], labels=("a", "b", "c"), multi_label=True)
+    manifest = load_adapter(folder, bases["llama"]).manifest
+    assert (manifest.task, manifest.problem_type) == ("classify", "multi_label")
+
+
+@pytest.mark.parametrize(
+    ("key", "said", "at"),
+    [
+        ("gpt2-generate", {"score": True}, "score"),
+        ("gpt2-generate", {"multi_label": True}, "multi_label"),
+        ("gpt2-classify", {"score": True, "labels": ("a",)}, "labels"),
+        ("gpt2-classify", {"score": True, "multi_label": True}, "multi_label"),
+        ("gpt2-classify", {"multi_label": True, "template": PromptTemplate.named("plain")}, "template"),
+    ],
+)
+def test_what_is_said_has_to_fit(
+    peft_folders: dict[str, Path], bases: dict[str, BaseSource], key: str, said: dict[str, Any], at: str
+) -> None:
+    with pytest.raises(AdapterMismatchError) as caught:
+        infer_manifest(peft_folders[key], bases["gpt2"], **said)
+    assert caught.value.key == at
 
 
 def test_an_adapter_is_a_value(copy_of: Break, bases: dict[str, BaseSource]) -> None:

@@ -60,6 +60,9 @@ def test_pefts_defaults_are_accepted(tmp_path: Path) -> None:
         ("init_lora_weights", "lora_ga"),
         ("peft_type", "LOHA"),
         ("task_type", "SEQ_2_SEQ_LM"),
+        ("task_type", "FEATURE_EXTRACTION"),
+        ("task_type", "TOKEN_CLS"),
+        ("task_type", "QUESTION_ANS"),
         ("a_field_of_tomorrow", None),
     ],
 )

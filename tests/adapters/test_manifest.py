@@ -27,6 +27,7 @@ GENERATE: dict[str, Any] = {
     "tools": {"peft": "0.21.2"},
 }
 CLASSIFY: dict[str, Any] = GENERATE | {"task": "classify", "prompt": None, "eos": None, "labels": ["no", "yes"]}
+SCORE: dict[str, Any] = GENERATE | {"task": "score"}
 
 
 def write(folder: Path, raw: object) -> Path:
@@ -34,7 +35,7 @@ def write(folder: Path, raw: object) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("raw", [GENERATE, CLASSIFY])
+@pytest.mark.parametrize("raw", [GENERATE, CLASSIFY, CLASSIFY | {"problem_type": "multi_label"}, SCORE])
 def test_a_manifest_comes_back(tmp_path: Path, raw: dict[str, Any]) -> None:
     manifest = read_manifest(write(tmp_path, raw))
     write_manifest(tmp_path, manifest)
@@ -88,6 +89,34 @@ def test_a_wrong_manifest_names_its_field(tmp_path: Path, change: dict[str, Any]
 def test_a_classifier_needs_its_labels(tmp_path: Path, labels: list[str] | None) -> None:
     with pytest.raises(AdapterFormatError, match="label"):
         read_manifest(write(tmp_path, CLASSIFY | {"labels": labels}))
+
+
+def test_a_manifest_from_before_there_were_several_labels_keeps_its_bytes(tmp_path: Path) -> None:
+    """They are part of the digest."""
+    manifest = read_manifest(write(tmp_path, CLASSIFY))
+    assert (manifest.problem_type, manifest.multi_label) == ("single_label", False)
+    write_manifest(tmp_path, manifest)
+    assert "problem_type" not in (tmp_path / "tenora.json").read_text()
+    several = manifest.model_copy(update={"problem_type": "multi_label"})
+    write_manifest(tmp_path, several)
+    assert json.loads((tmp_path / "tenora.json").read_text())["problem_type"] == "multi_label"
+    assert read_manifest(tmp_path).multi_label
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (SCORE | {"eos": None}, "an eos"),
+        (SCORE | {"prompt": None}, "a prompt"),
+        (SCORE | {"labels": ["good"]}, "no labels"),
+        (SCORE | {"problem_type": "multi_label"}, "for adapters that classify"),
+        (GENERATE | {"problem_type": "multi_label"}, "for adapters that classify"),
+        (CLASSIFY | {"problem_type": "regression"}, "problem_type"),
+    ],
+)
+def test_what_a_task_needs_and_has_not(tmp_path: Path, raw: dict[str, Any], words: str) -> None:
+    with pytest.raises(AdapterFormatError, match=words):
+        read_manifest(write(tmp_path, raw))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00", '{"format": ' + "[" * 5000])

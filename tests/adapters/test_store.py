@@ -32,6 +32,7 @@ from tests.support.tiny import peft_model
 
 NAME = AdapterName("acme", "support")
 FILE = "adapter_model.safetensors"
+OWN = {"adapter_config.json", FILE, "tenora.json"}
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_a_published_folder_is_found_and_loads(
     assert store.resolve(ref("acme/support")) == version
     assert store.resolve(ref(f"acme/support@{version.digest[:8]}")) == version
     assert store.resolve(ref("acme/support:latest")) == version
-    assert {path.name for path in version.path.iterdir()} == {"adapter_config.json", FILE, "tenora.json"}
+    assert {path.name for path in version.path.iterdir()} - set(version.extras) == OWN
     adapter = load_adapter(version.path, bases["gpt2"], digest=version.digest)
     assert adapter.template == PromptTemplate.named("alpaca")
     assert PeftModel.from_pretrained(peft_model(bases["gpt2"].path, task="generate"), version.path)
@@ -111,7 +112,7 @@ def test_only_the_adapters_own_files_are_copied(store: Store, copy_of: Break, ba
     (folder / "run.py").write_text("1/0")
     (folder / "checkpoint-1").mkdir()
     names = {path.name for path in store.publish(folder, NAME, bases["gpt2"]).path.iterdir()}
-    assert names == {"adapter_config.json", FILE, "tenora.json"}
+    assert names == {*OWN, "README.md"}  # PEFT writes a card
 
 
 def test_a_folder_with_a_manifest_states_its_own_template(

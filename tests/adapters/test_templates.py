@@ -18,6 +18,8 @@ from adapters.templates import (
     PromptTemplate,
     completion_ids,
     encode_text,
+    scored_end,
+    scored_ids,
 )
 from tests.support.tiny import tiny_tokenizer
 
@@ -169,6 +171,27 @@ def test_no_closing_token_is_added() -> None:
     ids = PromptTemplate.named("plain").encode(closing, PromptInput.from_instruction("Hi"))
     assert PAD not in ids
     assert completion_ids(closing, "Hi") == ids[1:]
+
+
+@pytest.mark.parametrize("kind", ["alpaca", "plain", "chat"])
+def test_what_is_scored_is_the_prompt_the_answer_and_one_end(tokenizer: PreTrainedTokenizerFast, kind: str) -> None:
+    template, prompt = PromptTemplate.named(kind), PromptInput.from_instruction("Rewrite it.", "It was good.")
+    ids = scored_ids(template, tokenizer, prompt, "It was.")
+    assert ids == [*template.encode(tokenizer, prompt), *completion_ids(tokenizer, "It was."), BOS]  # it is the EOS too
+    assert scored_ids(template, tokenizer, prompt, "") == [*template.encode(tokenizer, prompt), BOS]
+
+
+def test_what_an_encoder_scores_begins_with_the_token_that_it_is_read_off() -> None:
+    encoder = with_specials("<|pad|>", "<|endoftext|>", encoder=True)
+    encoder.cls_token, encoder.bos_token, encoder.eos_token, encoder.sep_token = "<|pad|>", None, None, "<|endoftext|>"
+    prompt = PromptInput.from_instruction("Hi")
+    for template in (PromptTemplate.named("plain"), PromptTemplate.from_text("<|pad|>{{ instruction }}")):
+        ids = scored_ids(template, encoder, prompt, "Yes")
+        assert ids == [PAD, *completion_ids(encoder, "Hi"), *completion_ids(encoder, "Yes"), BOS]
+    assert scored_end(encoder).text == "<|endoftext|>"
+    encoder.sep_token = None
+    with pytest.raises(TemplateError, match="no end token"):
+        scored_ids(PromptTemplate.named("plain"), encoder, prompt, "Yes")
 
 
 @settings(max_examples=50, deadline=None)

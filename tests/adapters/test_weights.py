@@ -13,11 +13,12 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adapters.base import BaseSource
-from adapters.config import read_lora_config
+from adapters.config import HEAD_ONLY, read_lora_config
 from adapters.errors import AdapterFormatError, AdapterMismatchError, AdapterUnsupportedError
 from adapters.weights import AdapterWeights, load_weights
 from tests.adapters.conftest import TARGETS, Break
@@ -25,6 +26,7 @@ from tests.support.tiny import peft_model, write_peft_adapter
 
 FILE = "adapter_model.safetensors"
 ROOT = "base_model.model."
+HEAD_ALONE: dict[str, Any] = {"task": "classify", "targets": HEAD_ONLY, "exclude_modules": None}
 Q0 = ROOT + "model.layers.0.self_attn.q_proj"
 
 
@@ -269,6 +271,47 @@ def test_a_head_without_lora_changes_nothing_else(copy_of: Break, bases: dict[st
 
     with pytest.raises(AdapterMismatchError, match="no LoRA tensors"):
         load(edit(copy_of("llama-classify"), drop), bases["llama"])
+
+
+# A head alone
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "distilbert", "bert", "roberta"])
+def test_a_head_alone_is_read_as_peft_reads_it(bases: dict[str, BaseSource], tmp_path: Path, kind: str) -> None:
+    base = bases[kind]
+    folder = write_peft_adapter(base.path, tmp_path / "a", num_labels=3, **HEAD_ALONE)
+    assert HEAD_ONLY == DUMMY_TARGET_MODULES
+    weights = load(folder, base)
+    assert (weights.pairs, weights.max_rank, weights.num_labels) == ({}, 0, 3)
+    assert set(weights.head) == set(base.head_shapes(3))
+    assert weights.nbytes == sum(tensor.nbytes for tensor in weights.head.values()) > 0
+    model = PeftModel.from_pretrained(peft_model(base.path, task="classify", num_labels=3), folder)
+    state = model.base_model.model.state_dict()
+    for name, tensor in weights.head.items():
+        holder, _, rest = name.partition(".")
+        torch.testing.assert_close(tensor, state[f"{holder}.modules_to_save.default.{rest}"])
+
+
+def test_a_head_alone_with_lora_tensors_is_refused(copy_of: Break, bases: dict[str, BaseSource]) -> None:
+    """PEFT would not load them, so the adapter would not be what was trained."""
+    folder = edit_config(copy_of("llama-classify"), target_modules=HEAD_ONLY)
+    with pytest.raises(AdapterMismatchError, match="PEFT would leave these LoRA tensors out") as caught:
+        load(folder, bases["llama"])
+    assert caught.value.key == ROOT + "model.layers.0.mlp.down_proj"
+
+
+def test_neither_pairs_nor_a_head(bases: dict[str, BaseSource], tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT tells that it saves the head's own weight too
+        folder = write_peft_adapter(bases["llama"].path, tmp_path / "a", targets=["lm_head"])
+    edit_config(folder, target_modules=HEAD_ONLY)
+
+    def drop(tensors: dict[str, Tensor]) -> None:  # what is left is the base's own output head
+        for name in [name for name in tensors if "lora_" in name]:
+            del tensors[name]
+
+    with pytest.raises(AdapterMismatchError, match="neither LoRA tensors nor a head"):
+        load(edit(folder, drop), bases["llama"])
 
 
 # Not finite

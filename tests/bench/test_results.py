@@ -16,6 +16,7 @@ from bench.report import RATIOS, Report
 from bench.sections import SECTIONS
 from bench.sections.churn import compare
 from bench.sections.classify import agreement
+from bench.sections.endurance import growth
 from bench.sections.section import Section
 from bench.sections.standard import adapters_of, spread_out
 from bench.serving import main, parse, run_sections
@@ -176,6 +177,14 @@ def test_comparisons() -> None:
     assert found == {"same_label": 0.5, "largest_difference_of_probabilities": 0.2}
     assert percentile(range(100), 0.99) == 99
     assert percentile([1.0], 0.5) == 1.0
+
+
+def test_growth_is_seen_and_standing_still_is_not() -> None:
+    steady = growth([(float(second), 500_000_000 + 1_000_000 * (second % 2)) for second in range(0, 300, 2)])
+    assert steady == {"warm_mb": 500.0, "end_mb": 500.0, "largest_mb": 500.0, "mb_per_minute": 0.0}
+    leaking = growth([(float(second), 500_000_000 + 100_000 * second) for second in range(0, 300, 2)])
+    assert leaking["mb_per_minute"] == 6.0
+    assert leaking["end_mb"] > leaking["warm_mb"]
 
 
 def test_what_raises_elsewhere_is_one_sentence() -> None:

@@ -92,6 +92,19 @@ def test_a_channel_of_zeros_stays_one() -> None:
     assert torch.equal(round_weight(weight).dense(), weight)
 
 
+@pytest.mark.parametrize("size", [1e-45, 1e-42, 1e-40, 1e-38, 1.4e-36, 1.6e-36, 1e-30, 3e38])
+def test_a_channel_of_any_size_stays_finite_and_near(size: float) -> None:
+    """Below the smallest normal scale there is no inverse, and the channel becomes zeros."""
+    weight = torch.tensor([[1.0, -0.5, 0.25, 0.0], [size, -size / 2, size / 4, 0.0]])
+    rounded = round_weight(weight)
+    dense = rounded.dense()
+    assert torch.equal(rounded.values[0], torch.tensor([127, -64, 32, 0], dtype=torch.int8))
+    assert dense.isfinite().all()
+    smallest = torch.finfo(torch.float32).tiny
+    assert (dense[1] - weight[1]).abs().max() <= max(size / 127 * 0.5001, 127 * smallest)
+    assert bool(rounded.scales[1] > 0) == (size / 127 >= smallest)
+
+
 @pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
 def test_a_module_gets_the_rounded_weight_in_its_own_type(kind: Callable[..., Any]) -> None:
     module = kind(6, 9).to(torch.bfloat16)

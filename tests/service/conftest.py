@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adapters.base import BaseSource, resolve_base
+from adapters.config import HEAD_ONLY
 from adapters.names import AdapterName
 from adapters.store import Store
 from adapters.templates import PromptTemplate
@@ -15,6 +17,14 @@ from tests.support.tiny import tiny_base, write_peft_adapter
 
 ACME, ZETA, ADMIN = "sk-acme-key", "sk-zeta-key", "sk-admin-key"
 KEYS = {ACME: "acme", ZETA: "zeta", ADMIN: "*"}
+
+
+HEAD_ALONE: dict[str, Any] = {"targets": HEAD_ONLY, "exclude_modules": None}
+BETA: tuple[tuple[str, int, dict[str, Any], dict[str, Any]], ...] = (
+    ("tags", 3, {"labels": ("bill", "late", "rude"), "multi_label": True}, {"r": 3, "use_rslora": True}),
+    ("head", 2, {"labels": ("no", "yes")}, HEAD_ALONE),
+    ("reward", 1, {"score": True, "template": PromptTemplate.named("alpaca")}, {"r": 5}),
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,10 @@ class Home:
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """acme/write, acme/chat and zeta/write generate; acme/label (2 labels) and zeta/label (3) classify."""
+    """acme/write, acme/chat and zeta/write generate; acme/label (2 labels) and zeta/label (3) classify.
+
+    Of the tenant beta: tags gives several of three labels at once, head is a head alone (2 labels), reward scores.
+    """
     root = tmp_path_factory.mktemp("home")
     base = resolve_base(str(tiny_base("llama", root / "tiny-llama")))
     folders = root / "folders"
@@ -47,6 +60,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
             base.path, folders / name.replace("/", "-"), task="classify", num_labels=len(labels), seed=10 + seed
         )
         store.publish(folder, AdapterName.parse(name), base, labels=labels)
+    for seed, (name, count, stated, lora) in enumerate(BETA):
+        folder = write_peft_adapter(
+            base.path, folders / f"beta-{name}", task="classify", num_labels=count, seed=20 + seed, **lora
+        )
+        store.publish(folder, AdapterName("beta", name), base, **stated)
     return Home(base, store.root, folders)
 
 

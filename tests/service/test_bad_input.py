@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from tests.service.conftest import ACME
 from tests.service.running import RunningServer
 
 CHAT, COMPLETIONS, INSTRUCT = "/v1/chat/completions", "/v1/completions", "/v1/instruct"
-CLASSIFY = "/v1/classify"
+CLASSIFY, SCORE = "/v1/classify", "/v1/score"
+ONE = {"items": {"prompt": "a", "answer": "b"}}
 TURNS = [{"role": "user", "content": "hello"}]
 
 
@@ -91,6 +93,76 @@ def test_wrong_task(server: RunningServer) -> None:
     )
     assert "/v1/chat/completions" in message
     refused(server.http.post(CLASSIFY, json={"model": "tiny-llama", "input": "a"}), 400, "wrong_task", "model")
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "model", "words"),
+    [
+        (SCORE, ONE, "acme/write", "writes and does not score: call /v1/chat/completions"),
+        (SCORE, ONE, "acme/label", "classifies and does not score: call /v1/classify"),
+        (SCORE, ONE, "tiny-llama", "has no scores: name an adapter that scores"),
+        (CHAT, {"messages": TURNS}, "beta/reward", "scores and does not write: call /v1/score"),
+        (COMPLETIONS, {"prompt": "a"}, "beta/reward", "scores and does not write: call /v1/score"),
+        (INSTRUCT, {"instruction": "a"}, "beta/reward", "scores and does not write: call /v1/score"),
+        (CLASSIFY, {"input": "a"}, "beta/reward", "scores and does not classify: call /v1/score"),
+    ],
+)
+def test_wrong_task_for_a_reward_model(
+    server: RunningServer, route: str, body: dict[str, Any], model: str, words: str
+) -> None:
+    assert words in refused(server.http.post(route, json={"model": model, **body}), 400, "wrong_task", "model")
+
+
+@pytest.mark.parametrize(
+    ("items", "code", "param", "words"),
+    [
+        ([], "invalid_value", "items", "at least 1"),
+        ("text", "invalid_value", "items", "an item or a list of items"),
+        ([{"prompt": "a", "answer": "b"}, {"prompt": "a"}], "missing_field", "items[1].answer", "required"),
+        ({"answer": "b"}, "invalid_value", "items", "one of prompt, messages and instruction"),
+        ([{"prompt": "a", "instruction": "a", "answer": "b"}], "invalid_value", "items[0]", "one of prompt"),
+        ({"prompt": "a", "input": "x", "answer": "b"}, "invalid_value", "items", "only for an instruction"),
+        ({"prompt": "", "answer": "b"}, "invalid_value", "items.prompt", "at least 1 character"),
+        ({"prompt": "a", "answer": 5}, "invalid_value", "items.answer", "string"),
+        ({"messages": [{"role": "robot", "content": "a"}], "answer": "b"}, "invalid_value", "items.messages[0].role",
+         "'system'"),
+        ({"messages": [], "answer": "b"}, "invalid_value", "items.messages", "at least 1"),
+        ({"prompt": "a", "answer": "b", "weight": 1}, "unknown_field", "items.weight", "not a field"),
+    ],
+)  # fmt: skip
+def test_bad_items(server: RunningServer, items: object, code: str, param: str, words: str) -> None:
+    response = server.http.post(SCORE, json={"model": "beta/reward", "items": items})
+    assert words in refused(response, 400, code, param)
+
+
+def test_what_is_scored_is_never_cut(server: RunningServer) -> None:
+    long = {"prompt": "a", "answer": "word " * 300}
+    response = server.http.post(SCORE, json={"model": "beta/reward", "items": [{"prompt": "a", "answer": "b"}, long]})
+    message = refused(response, 400, "context_length_exceeded", "items[1]")
+    assert "at most 256" in message
+    (tokens,) = re.findall(r"have (\d+) tokens", message)
+    assert int(tokens) > 256
+    megabytes = {"prompt": "a" * 3_000_000, "answer": "b"}
+    response = server.http.post(SCORE, json={"model": "beta/reward", "items": megabytes})
+    assert "3000001 characters" in refused(response, 400, "context_length_exceeded", "items")
+
+
+def test_a_conversation_that_the_template_cannot_take(server: RunningServer) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    response = server.http.post(SCORE, json={"model": "beta/reward", "items": {"messages": turns, "answer": "d"}})
+    refused(response, 400, "template_error", "messages")
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, "0.5", True])
+def test_bad_thresholds(server: RunningServer, threshold: object) -> None:
+    body = {"model": "beta/tags", "input": "a", "threshold": threshold}
+    refused(server.http.post(CLASSIFY, json=body), 400, "invalid_value", "threshold")
+
+
+def test_a_threshold_where_there_is_one_label(server: RunningServer) -> None:
+    for model in ("acme/label", "beta/head"):
+        response = server.http.post(CLASSIFY, json={"model": model, "input": "a", "threshold": 0.5})
+        assert "no threshold to set" in refused(response, 400, "invalid_value", "threshold")
 
 
 def test_empty_messages(server: RunningServer) -> None:

@@ -1,5 +1,6 @@
 """The command line: what it prints and how it exits. Store commands run in this process, the others in their own."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 from adapters.names import AdapterName
 from adapters.store import Store
 from service.cli import app
-from tests.service.conftest import ACME, Home
+from tests.service.conftest import ACME, ADMIN, Home
 from tests.service.running import ROOT, RunningServer, environment
 from tests.support.tiny import write_peft_adapter
 
@@ -50,7 +51,7 @@ def bad(*arguments: str, **settings: object) -> str:
 
 def test_help_and_version() -> None:
     text = good("--help")
-    for command in ("serve", "ask", "classify", "adapters", "train"):
+    for command in ("serve", "ask", "classify", "score", "adapters", "train", "data", "report"):
         assert command in text
     assert good("--version").startswith("tenora ")
     flags = good("serve", "--help")
@@ -75,6 +76,57 @@ def test_train_is_trainings_own_command() -> None:
     assert "classify" in text
     assert all(flag in text for flag in ("--publish", "--template", "--labels"))
     assert tenora("train", "nonsense").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "passed"),
+    [
+        (("train", "instruct", "--data", "rows.jsonl"), ["instruct", "--data", "rows.jsonl"]),
+        (("train", "data"), ["data"]),
+        (("train",), []),
+        (("train", "--help"), ["--help"]),
+        (("data", "check", "rows.jsonl", "--json"), ["data", "check", "rows.jsonl", "--json"]),
+        (("data", "--help"), ["data", "--help"]),
+        (("report", "acme/intents:stable"), ["report", "acme/intents:stable"]),
+        (("report",), ["report"]),
+    ],
+)
+def test_what_training_is_called_with(tmp_path: Path, arguments: tuple[str, ...], passed: list[str]) -> None:
+    """Training is another process: one that only says what it was given, and ends in a way of its own."""
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "__init__.py").touch()
+    told = "import json, sys; print(json.dumps(sys.argv[1:])); sys.exit(7)"
+    (tmp_path / "training" / "__main__.py").write_text(told)
+    done = subprocess.run(
+        [sys.executable, "-c", "from service.cli import main; main()", *arguments],
+        env=environment() | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (7, "")
+    assert json.loads(done.stdout) == passed
+
+
+def test_score(server: RunningServer) -> None:
+    settings = {"url": server.url, "api_key": ADMIN}
+    answers = ("It left today.", "No idea.")
+    printed = good("score", "beta/reward", "Where is it?", *answers, **settings)
+    lines = [line.split("\t") for line in printed.splitlines()]
+    assert [answer for _, answer in lines] == list(answers)
+    assert float(lines[0][0]) != float(lines[1][0])
+    with_input = good("score", "beta/reward", "Say it.", "Yes.", "--input", "It was good.", **settings)
+    assert good("score", "beta/reward", "It was good.", "Yes.", "--system", "Say it.", **settings) == with_input
+    assert "/v1/score" in bad("classify", "beta/reward", "a", **settings)
+    assert "leave one out" in bad("score", "beta/reward", "a", "b", "--system", "c", "--input", "d", **settings)
+
+
+def test_classify_with_several_labels(server: RunningServer) -> None:
+    settings = {"url": server.url, "api_key": ADMIN}
+    every = good("classify", "beta/tags", "It was good.", "--threshold", "0", **settings)
+    labels, probabilities, text = every.strip().split("\t")
+    assert labels == "bill, late, rude"
+    assert len([float(number) for number in probabilities.split(", ")]) == 3
+    assert text == "It was good."
+    assert good("classify", "beta/tags", "It was good.", "--threshold", "1", **settings) == "-\t-\tIt was good.\n"
 
 
 def test_ask_and_classify(server: RunningServer) -> None:
@@ -144,6 +196,21 @@ def test_labels_of_a_plain_classifier(home: Home, tmp_path: Path) -> None:
         "adapters", "publish", str(folder), "acme/label", "--labels", "a,b,c", store=store, base=home.base.path
     )
     assert "3 labels" in message
+
+
+def test_what_a_plain_head_means(home: Home, tmp_path: Path) -> None:
+    where = {"store": tmp_path / "store", "base": home.base.path}
+    tags, reward = str(home.folders / "beta-tags"), str(home.folders / "beta-reward")
+    good("adapters", "publish", tags, "beta/tags", "--labels", "a,b,c", "--multi-label", **where)
+    shown = good("adapters", "show", "beta/tags", store=tmp_path / "store")
+    assert "a, b, c (several at once)" in shown
+    assert "README.md" in shown  # PEFT's own card
+    good("adapters", "publish", reward, "beta/reward", "--score", "--template", "alpaca", **where)
+    shown = good("adapters", "show", "beta/reward", store=tmp_path / "store")
+    assert "score" in shown
+    assert "alpaca" in shown
+    assert "head has 3" in bad("adapters", "publish", tags, "beta/x", "--score", **where)
+    assert "this one scores" in bad("adapters", "publish", reward, "beta/x", "--score", "--multi-label", **where)
 
 
 @pytest.mark.parametrize(

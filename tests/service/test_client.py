@@ -6,7 +6,7 @@ import json
 import httpx
 import pytest
 
-from service.client import AsyncTenoraClient, TenoraClient, TenoraError
+from service.client import AsyncTenoraClient, ScoreItem, TenoraClient, TenoraError
 from service.generation import _event
 from tests.service.conftest import ACME, ADMIN, Home
 from tests.service.running import RunningServer, free_port
@@ -27,6 +27,7 @@ def test_sync(server: RunningServer, home: Home) -> None:
         (result,) = client.classify("label", "It was good.")
         assert set(result.probabilities) == {"bad", "good"}
         assert result.probabilities[result.label] == max(result.probabilities.values())
+        assert result.selected is None
         models = client.models()
         assert [model.id for model in models] == ["tiny-llama", "acme/chat", "acme/label", "acme/write"]
         assert models[2].task == "classify"
@@ -50,7 +51,12 @@ def test_async(server: RunningServer) -> None:
             assert (await client.complete("tiny-llama", "a", max_tokens=1)).tier == "base"
             assert (await client.instruct("acme/write", "a", max_tokens=1)).adapter
             assert len(await client.classify("zeta/label", ["a", "b"])) == 2
-            assert len(await client.models()) == 6
+            (tags,) = await client.classify("beta/tags", "a", threshold=0)
+            assert tags.selected == ("bill", "late", "rude")
+            (score,) = await client.score("beta/reward", {"instruction": "a", "input": "b", "answer": "c"})
+            assert score.adapter is not None
+            assert score.adapter.startswith("beta/reward@")
+            assert len(await client.models()) == 9
             assert (await client.base()).kind == "decoder"
             with pytest.raises(TenoraError) as raised:
                 await client.chat("acme/nothing", "a")
@@ -82,6 +88,18 @@ def test_only_a_line_feed_ends_a_line() -> None:
             return [piece async for piece in client.stream("a", "b")]
 
     assert asyncio.run(talk()) == [ODD]
+
+
+def test_scores_and_several_labels(server: RunningServer) -> None:
+    with TenoraClient(server.url, ADMIN) as client:
+        one: ScoreItem = {"prompt": "Where is it?", "answer": "It left today."}
+        turns = [{"role": "user", "content": "Where is it?"}]
+        scores = client.score("beta/reward", [one, {"prompt": "Where is it?", "answer": "No."}])
+        (same,) = client.score("beta/reward", {"messages": turns, "answer": "It left today."})
+        assert scores[0].score == pytest.approx(same.score, abs=1e-4)
+        assert scores[0].score != pytest.approx(scores[1].score, abs=1e-3)
+        (tags,) = client.classify("beta/tags", "It was good.")
+        assert tags.selected == tuple(label for label, p in tags.probabilities.items() if p >= 0.5)
 
 
 def test_errors_are_typed(server: RunningServer) -> None:

@@ -1,11 +1,12 @@
 """Tiny bases, made once, and small files of rows."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.support.tiny import tiny_base
 
@@ -18,6 +19,30 @@ REVIEWS = [
     {"text": f"{'good' if index % 2 else 'bad'} {thing}", "label": "positive" if index % 2 else "negative"}
     for index, thing in enumerate(THINGS * 4)
 ]
+TAGGED = [
+    {
+        "text": f"{thing} {index}",
+        "labels": [name for name, applies in (("even", not index % 2), ("low", index < 10)) if applies],
+    }
+    for index, thing in enumerate(THINGS * 2)
+]
+PAIRS = [
+    {"prompt": f"Name the {thing}.", "chosen": f"The good {thing}.", "rejected": f"No {thing}, bad."}
+    for thing in THINGS * 2
+]
+TEXTS = [
+    {"text": f"Once there was {thing}. The chef cooked it, and it was good. {index}"}
+    for index, thing in enumerate(THINGS)
+]
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models of a few numbers are no work for two threads, which only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +72,18 @@ def instructions(tmp_path: Path) -> Path:
 @pytest.fixture
 def reviews(tmp_path: Path) -> Path:
     return write_jsonl(tmp_path / "reviews.jsonl", REVIEWS)
+
+
+@pytest.fixture
+def tagged(tmp_path: Path) -> Path:
+    return write_jsonl(tmp_path / "tagged.jsonl", TAGGED)
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    return write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    return write_jsonl(tmp_path / "texts.jsonl", TEXTS)

@@ -9,8 +9,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from adapters.base import BaseSource
+from tests.training.conftest import INSTRUCTIONS, write_jsonl
 from training.config import CONFIGS, make_config
-from training.model import add_lora, parameter_counts
+from training.run import make_task
+from training.updates import make_update, parameter_counts
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SHAPES: dict[str, dict[str, Any]] = {
@@ -33,6 +35,14 @@ def test_the_instruction_recipe_holds_every_published_figure() -> None:
     assert (config.dropout, config.base_dropout) == (0, 0)
 
 
+def test_the_instruction_recipe_divides_1100_rows_as_the_book_does(tmp_path: Path) -> None:
+    rows = [{**INSTRUCTIONS[0], "output": str(number)} for number in range(1100)]
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    task = make_task(make_config("instruct", {"data": data}, RECIPES / "instruct-gpt2-medium.toml"))
+    numbers = [[row.place.number for row in part] for part in (task.rows.train, task.rows.test, task.rows.validation)]
+    assert numbers == [list(range(1, 936)), list(range(936, 1046)), list(range(1046, 1101))]
+
+
 def test_the_sentiment_recipe_holds_every_published_figure() -> None:
     config = published("classify", "sentiment-distilbert.toml")
     assert (config.base, config.labels) == ("distilbert-base-uncased", ("Negative", "Positive"))
@@ -50,7 +60,7 @@ def true_shape(kind: str, config: Any, folder: Path) -> Any:
     base = BaseSource(kind, folder, None, "decoder" if kind == "gpt2" else "encoder", "0" * 64)
     auto = AutoModelForCausalLM if kind == "gpt2" else AutoModelForSequenceClassification
     with torch.device("meta"):
-        return add_lora(auto.from_config(shape), base, config)
+        return make_update(base, config).prepare(auto.from_config(shape))
 
 
 def test_gpt2_medium_trains_6291456_parameters(tmp_path: Path) -> None:
@@ -79,13 +89,21 @@ def test_every_recipe_is_whole_and_says_how_to_run_it(file: Path) -> None:
         assert config.data.is_file()
         assert config.test is not None
         assert config.test.is_file()
-    else:
-        # Nothing of a published recipe is left to our defaults.
-        places = {"data", "validation", "test", "ignore_columns", "device", "publish", "store", "output"}
-        if task == "classify":
-            places |= {"base_dropout"}  # the base's own rates, which differ by layer
-        assert set(CONFIGS[task].model_fields) - places <= config.model_fields_set
-        assert "NEEDS WEIGHTS" in file.read_text()
+
+
+def test_what_a_published_recipe_says_nothing_of_does_not_change_its_figures() -> None:
+    """Whatever shapes the training is written down; the rest is where files lie, what is shown, and how fast."""
+    groups = {"Data", "Model and adapter", "Optimiser", "Evaluation"}
+    free = {"data", "validation", "test", "file_kind", "columns", "ignore_columns", "device", "update", "rslora"}
+    free |= {"rank_pattern", "alpha_pattern", "lora_plus", "accumulate", "patience", "train_curve", "class_weights"}
+    free |= {"judge", "judge_model", "judge_key", "base_dropout", "test_split"}
+    for task, name in (("instruct", "instruct-gpt2-medium.toml"), ("classify", "sentiment-distilbert.toml")):
+        config, fields = published(task, name), CONFIGS[task].model_fields
+        shaping = {key for key, field in fields.items() if field.json_schema_extra["group"] in groups}  # type: ignore
+        assert shaping - free <= config.model_fields_set
+        # What stays free is off, or the base's own.
+        assert (config.update, config.accumulate, config.patience, config.lora_plus) == ("lora", 1, 0, 1)
+        assert not (config.rslora or config.rank_pattern or config.alpha_pattern)
 
 
 def test_a_recipe_goes_by_its_name() -> None:

@@ -28,6 +28,7 @@ class CudaKernels(TorchKernels):
     """
 
     name = "cuda"
+    least_rows = 2  # sequences take whole blocks, and one block is nobody's
     block_tokens = BLOCK_TOKENS
 
     def __init__(self, dtype: torch.dtype, device: torch.device, *, slots: int, max_rank: int) -> None:

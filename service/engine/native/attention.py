@@ -33,6 +33,7 @@ class NativeAttention:
     """
 
     def __init__(self, dtype: torch.dtype, threads: int) -> None:
+        self._dtype = dtype
         self._threads = threads
         self._kernel = library.function("tenora_attention", dtype)
         self._batch: AttentionBatch | None = None
@@ -44,7 +45,7 @@ class NativeAttention:
         """Keep the keys and values of what is cached, and attend: ``[t, heads, head_dim]``.
 
         Raises:
-            ValueError: the layer's keys or values are of another shape than the cache's.
+            ValueError: the layer's keys or values are of another shape than the cache's, or of another type.
         """
         heads, tokens, head_dim = layer.q.shape
         cache = batch.cache
@@ -52,6 +53,8 @@ class NativeAttention:
             _check_shapes(layer, cache.keys[layer.index])
         if head_dim > library.MAX_HEAD:
             return TorchAttention().attend(layer, batch)
+        for tensor in (layer.q, layer.k, layer.v):
+            library.check_dtype(tensor, self._dtype)
         spans = self.spans_of(batch)
         self.seen[layer.index] = (layer.scaling, layer.window)
         q, k, v = (_rows(tensor) for tensor in (layer.q, layer.k, layer.v))

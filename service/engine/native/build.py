@@ -5,6 +5,7 @@
 Compiling needs a C compiler and a second or two. Where there is none the engine computes with torch alone.
 """
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -18,7 +19,8 @@ SOURCE = Path(__file__).with_name("kernels.c")
 HEADERS = (SOURCE.with_name("body.h"), SOURCE.with_name("int8.h"))
 # Without -lgomp at the link: the OpenMP symbols are torch's, and a second runtime would fight it for the cores.
 FLAGS = ("-O3", "-fno-math-errno", "-fopenmp", "-fPIC", "-std=gnu11")
-COMPILERS = ("cc", "gcc", "clang")
+COMPILERS = ("gcc", "cc", "clang")
+"""In the order in which they are tried; clang asks for an OpenMP runtime that torch may not have."""
 TIMEOUT_S = 120
 
 
@@ -64,24 +66,45 @@ def _trusted(path: Path) -> bool:
 
 
 def build(folder: Path) -> Path:
-    """Compile into ``folder``; other processes see the whole file or none.
+    """Compile into ``folder`` with the first compiler whose library loads; other processes see the whole file or none.
 
     Raises:
-        BuildError: there is no compiler, it fails, or the folder cannot be written.
+        BuildError: there is no compiler, all of them fail, or the folder cannot be written.
     """
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    if compiler is None:
+    compilers = {os.path.realpath(path): path for path in map(shutil.which, COMPILERS) if path is not None}
+    if not compilers:
         raise BuildError(f"no C compiler ({', '.join(COMPILERS)}) on this machine")
+    failures = []
+    for compiler in compilers.values():
+        try:
+            return _build_with(compiler, folder)
+        except BuildError as error:
+            failures.append(str(error))
+    raise BuildError("; ".join(failures))
+
+
+def _build_with(compiler: str, folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / "kernels.so"
             _run([compiler, *FLAGS, "-c", str(SOURCE), "-o", str(made.with_suffix(".o"))])
             _run([compiler, "-shared", "-o", str(made), str(made.with_suffix(".o"))])
+            _load(compiler, made)
             made.replace(folder / library_name())
     except OSError as error:
         raise BuildError(f"{folder} cannot be written: {error}") from error
     return folder / library_name()
+
+
+def _load(compiler: str, made: Path) -> None:
+    """Refuse a library that lacks symbols here: a compiler may want another OpenMP runtime than torch's."""
+    import torch  # noqa: F401 (its OpenMP runtime has to be loaded before)
+
+    try:
+        ctypes.CDLL(str(made))
+    except OSError as error:
+        raise BuildError(f"what {compiler} made does not load: {error}") from error
 
 
 def _run(command: list[str]) -> None:

@@ -22,6 +22,7 @@ from service.engine.native.linear import (
     PackedPair,
     pack_pairs,
 )
+from service.engine.native.memory import Arena
 from service.engine.native.norm import NativeRMSNorm, replaceable
 from service.engine.sampler import greedy
 
@@ -42,6 +43,7 @@ class NativeKernels(TorchKernels):
         self._native = NativeAttention(dtype, threads)
         self.attention = self._native
         self.int8 = library.supports_int8()
+        self._arena = Arena()
         self._slots = slots
         self._threads = threads
         self._argmax = library.function("tenora_argmax", dtype) if dtype == torch.bfloat16 else None
@@ -59,7 +61,7 @@ class NativeKernels(TorchKernels):
     def _packed(self, module: nn.Module, context: LoraContext, *, int8: bool) -> MultiLoraLinear:
         layer: Any = module
         weight: Tensor = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
-        packed = PackedLinear(weight.detach(), layer.bias, int8=int8)
+        packed = PackedLinear(weight.detach(), layer.bias, int8=int8, arena=self._arena)
         return PackedLoraLinear(packed, context, slots=self._slots, threads=self._threads)
 
     def pack(self, pairs: Mapping[str, LoraPair]) -> Mapping[str, LoraPair]:

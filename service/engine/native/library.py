@@ -122,3 +122,13 @@ def function(name: str, dtype: torch.dtype | None = None) -> Callable[..., None]
     assert library is not None, "the compiled kernels are not there"
     kernel: Callable[..., None] = getattr(library, name if dtype is None else f"{name}_{_SUFFIXES[dtype]}")
     return kernel
+
+
+def check_dtype(x: torch.Tensor, wanted: torch.dtype) -> None:
+    """Refuse what a kernel for ``wanted`` would misread; it sees only an address.
+
+    Raises:
+        ValueError: x is of another type.
+    """
+    if x.dtype != wanted:
+        raise ValueError(f"a kernel for {wanted} got {x.dtype}: the base mixes types; use --kernels torch")

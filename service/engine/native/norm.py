@@ -19,7 +19,12 @@ class NativeRMSNorm(nn.Module):
         self._kernel = library.function("tenora_rms_norm", weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., n] -> [..., n]``."""
+        """``[..., n] -> [..., n]``.
+
+        Raises:
+            ValueError: x is of another type than the weight.
+        """
+        library.check_dtype(x, self.weight.dtype)
         x = x.contiguous()
         y = torch.empty_like(x)
         n = x.shape[-1]

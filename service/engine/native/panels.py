@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from service.engine.native import library
+from service.engine.native.memory import Arena
 
 PANEL = 16
 
@@ -20,9 +21,10 @@ def packed_size(n: int, k: int, dtype: torch.dtype) -> int:
     return _rows(n, dtype) * _depth(k, dtype)
 
 
-def pack(matrix: Tensor) -> Tensor:
-    """``[n, k]``, in float32, bfloat16 or int8, to a flat tensor of panels."""
-    flat = matrix.new_empty(packed_size(len(matrix), matrix.shape[1], matrix.dtype))
+def pack(matrix: Tensor, arena: Arena | None = None) -> Tensor:
+    """``[n, k]``, in float32, bfloat16 or int8, to a flat tensor of panels, which may be one of an arena's."""
+    size = packed_size(len(matrix), matrix.shape[1], matrix.dtype)
+    flat = matrix.new_empty(size) if arena is None else arena.take(size, matrix.dtype)
     pack_all([matrix], [flat])
     return flat
 

@@ -109,6 +109,16 @@ def test_a_sequence_waits_for_blocks(llama: Zoo, paged: MakePaged) -> None:
     assert sum(len(outcome.tokens) for outcome in drain(engine).values()) == 4 * 4 - 2
 
 
+@pytest.mark.parametrize("blocks", [2, 3, 5])
+def test_one_sequence_gets_a_context_that_the_cache_has_room_for(llama: Zoo, paged: MakePaged, blocks: int) -> None:
+    """Beside the block that no sequence gets."""
+    block_bytes = 2 * LAYERS * OnCpu.block_tokens * 2 * (HIDDEN // HEADS) * 4
+    engine, _ = paged(llama, max_running=1, kv_cache_bytes=blocks * block_bytes)
+    assert engine.max_model_len == blocks * OnCpu.block_tokens // 2
+    sequence = generation("r", llama.ids("a"), max_tokens=engine.max_model_len - len(llama.ids("a")))
+    assert len(drain(engine, sequence)["r"].tokens) == sequence.params.max_tokens
+
+
 def test_a_beginning_is_computed_once(llama: Zoo, paged: MakePaged) -> None:
     engine, _ = paged(llama)
     ids, adapter = llama.ids("the quick brown fox " * 12)[:40], llama.adapters["small"]

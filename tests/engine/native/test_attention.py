@@ -1,6 +1,6 @@
 """Attention by the kernels against torch's, for any spans; what nobody may see is NaN and stays where it is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -220,6 +220,18 @@ def test_keys_that_the_cache_was_not_made_for_are_refused(dtype: torch.dtype, wr
     )
     with pytest.raises(ValueError, match="cache"):
         NativeAttention(dtype, 1).attend(layer(other, dtype), batch)
+
+
+@pytest.mark.parametrize("wrong", ["q", "k", "v"])
+def test_numbers_of_another_type_are_refused(dtype: torch.dtype, wrong: str) -> None:
+    case = Case(((4, 0),))
+    asked = layer(case, dtype)
+    asked = replace(asked, **{wrong: getattr(asked, wrong).half()})
+    batch = AttentionBatch(
+        spans(case), causal=True, cache=cache(case, dtype, 0.0), backend=TorchAttention(), device=CPU
+    )
+    with pytest.raises(ValueError, match=f"a kernel for {dtype} got torch.float16"):
+        NativeAttention(dtype, 1).attend(asked, batch)
 
 
 def test_wider_heads_than_the_kernel_has_room_for_go_to_torch(dtype: torch.dtype) -> None:

@@ -4,6 +4,7 @@ import ctypes
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,20 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library that loads; whatever is written behind its end does it no harm."""
+    made = tmp_path_factory.mktemp("tiny") / "tiny.so"
+    real = next(filter(None, map(shutil.which, build.COMPILERS)), None)
+    if real is None:
+        pytest.skip("there is no C compiler on this machine")
+    command = [real, "-shared", "-fPIC", "-nostdlib", "-x", "c", "-", "-o", str(made)]
+    subprocess.run(command, input="int one(void) { return 1; }", check=True, text=True, timeout=60)
+    with made.open("ab") as file:
+        file.write(b"\n")
+    return made
+
+
 @pytest.fixture
 def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A compiler of the test's own, the only one on the PATH; it still has to be written."""
@@ -44,6 +59,11 @@ def write_compiler(path: Path, script: str) -> None:
     path.chmod(0o755)
 
 
+def last_lines(path: Path, count: int = 1) -> list[bytes]:
+    """What a compiler of ours wrote behind a library."""
+    return path.read_bytes().splitlines()[-count:]
+
+
 def libraries(folder: Path) -> list[Path]:
     return sorted(folder.rglob("kernels-*"))
 
@@ -56,7 +76,7 @@ def test_without_a_compiler_torch_computes_and_one_warning_says_so(
     assert [engine.kernels for engine in engines] == ["torch", "torch"]
     warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(warnings) == 1
-    assert "no C compiler (cc, gcc, clang)" in warnings[0].getMessage()
+    assert "no C compiler (gcc, cc, clang)" in warnings[0].getMessage()
     found = drain(engines[0], generation("r", llama.ids("the fox"), llama.adapters["wide"]))["r"]
     assert found.tokens == want.tokens
     assert not libraries(home)
@@ -77,7 +97,7 @@ def test_native_is_refused_where_it_cannot_be_had(llama: Zoo, home: Path, compil
         ("kill -9 $$", "cc failed"),
         ("echo half > $out; exit 1", "cc failed"),
         ("exit 0", "kernels.so"),  # it says that it has worked
-        ("echo no library at all > $out", "kernels-of-this-test.so"),
+        ("echo no library at all > $out", "cc made does not load"),
     ],
 )
 def test_a_broken_compiler_is_as_good_as_none(
@@ -102,7 +122,7 @@ def test_a_compiler_that_hangs_is_given_up(home: Path, compiler: Path, monkeypat
 def test_a_cache_that_cannot_be_written_costs_the_kernels_only(
     home: Path, compiler: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_compiler(compiler, "echo compiled > $out")
+    write_compiler(compiler, "exit 1")
     (home / ".cache").write_text("a file where the folder should be")
     assert library.load_library() is None
     assert "cannot be written" in caplog.text
@@ -123,8 +143,10 @@ def test_a_user_without_a_home_computes_with_torch(
     assert "no home" in caplog.text
 
 
-def test_another_users_library_is_not_loaded(home: Path, compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_compiler(compiler, "echo ours > $out")
+def test_another_users_library_is_not_loaded(
+    home: Path, compiler: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_compiler(compiler, f"cp {tiny} $out; echo ours >> $out")
     theirs = build.cache_folder() / NAME
     theirs.parent.mkdir(parents=True)
     theirs.write_text("theirs\n")
@@ -132,28 +154,47 @@ def test_another_users_library_is_not_loaded(home: Path, compiler: Path, monkeyp
         os.chown(theirs, 12345, -1)
     else:
         monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
-    assert build.find_or_build().read_text() == "ours\n"
+    assert last_lines(build.find_or_build()) == [b"ours"]
 
 
-def test_a_library_of_ours_is_compiled_once(home: Path, compiler: Path) -> None:
-    write_compiler(compiler, f"echo compiled >> {home}/calls; echo compiled > $out")
+def test_a_library_of_ours_is_compiled_once(home: Path, compiler: Path, tiny: Path) -> None:
+    write_compiler(compiler, f"echo compiled >> {home}/calls; cp {tiny} $out")
     first, second = build.find_or_build(), build.find_or_build()
     assert first == second == home / ".cache" / "tenora" / NAME
     assert (home / "calls").read_text().splitlines() == ["compiled"] * 2  # the object, the library
     assert libraries(home) == [first]
 
 
-def test_nobody_sees_half_a_library(home: Path, compiler: Path) -> None:
+def test_a_compiler_whose_library_does_not_load_is_passed_over(home: Path, compiler: Path, tiny: Path) -> None:
+    """As clang's, which asks for an OpenMP runtime that is not torch's."""
+    write_compiler(compiler.with_name("gcc"), "echo broken >&2; exit 1")
+    write_compiler(compiler, "echo no library at all > $out")
+    with pytest.raises(BuildError, match=r"gcc failed: broken; what .*/cc made does not load: .*"):
+        build.find_or_build()
+    assert not libraries(home)
+    write_compiler(compiler.with_name("clang"), f"cp {tiny} $out; echo clangs >> $out")
+    assert last_lines(build.find_or_build()) == [b"clangs"]
+
+
+def test_a_compiler_of_two_names_is_tried_once(home: Path, compiler: Path) -> None:
+    write_compiler(compiler, f"echo tried >> {home}/calls; exit 1")
+    compiler.with_name("gcc").symlink_to(compiler)
+    with pytest.raises(BuildError, match="failed"):
+        build.find_or_build()
+    assert (home / "calls").read_text().splitlines() == ["tried"]
+
+
+def test_nobody_sees_half_a_library(home: Path, compiler: Path, tiny: Path) -> None:
     """What is being written has another name in a folder of its own until it is whole."""
     seen = home / "seen"
-    write_compiler(compiler, f'echo half > $out; ls {home}/.cache/tenora >> {seen}; echo " and half" >> $out')
+    write_compiler(compiler, f'cp {tiny} $out; ls {home}/.cache/tenora >> {seen}; echo " and half" >> $out')
     made = build.find_or_build()
-    assert made.read_text() == "half\n and half\n"
+    assert last_lines(made) == [b" and half"]
     assert NAME not in seen.read_text().split()
     assert [entry.name for entry in made.parent.iterdir()] == [NAME]
 
 
-def test_what_a_killed_build_left_behind_is_in_nobodys_way(home: Path, compiler: Path) -> None:
+def test_what_a_killed_build_left_behind_is_in_nobodys_way(home: Path, compiler: Path, tiny: Path) -> None:
     write_compiler(compiler, "echo half > $out; kill -9 $PPID; sleep 5")
     script = (
         "from service.engine.native import build\n"
@@ -163,21 +204,21 @@ def test_what_a_killed_build_left_behind_is_in_nobodys_way(home: Path, compiler:
     killed = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[3], check=False)
     assert killed.returncode == -9
     assert not libraries(home)
-    write_compiler(compiler, "echo whole > $out")
-    assert build.find_or_build().read_text() == "whole\n"
+    write_compiler(compiler, f"cp {tiny} $out; echo whole >> $out")
+    assert last_lines(build.find_or_build()) == [b"whole"]
 
 
-def test_two_processes_that_compile_at_once_both_get_it(home: Path, compiler: Path) -> None:
+def test_two_processes_that_compile_at_once_both_get_it(home: Path, compiler: Path, tiny: Path) -> None:
     """Each waits until the other is compiling too."""
     write_compiler(
         compiler,
         f"touch {home}/$$.started; for i in $(seq 100); do "
-        f"[ $(ls {home}/*.started | wc -l) -ge 2 ] && break; sleep 0.1; done; echo compiled > $out",
+        f"[ $(ls {home}/*.started | wc -l) -ge 2 ] && break; sleep 0.1; done; cp {tiny} $out",
     )
     script = (
         "from service.engine.native import build\n"
         f"build.library_name = lambda: {NAME!r}\n"
-        "assert build.find_or_build().read_text() == 'compiled\\n'\n"
+        f"assert build.find_or_build().read_bytes() == open({str(tiny)!r}, 'rb').read()\n"
     )
     command = [sys.executable, "-c", script]
     both = [subprocess.Popen(command, cwd=Path(__file__).parents[3]) for _ in range(2)]

@@ -205,6 +205,13 @@ def test_nobody_looks_for_adapters_where_there_are_none(dtype: torch.dtype) -> N
     assert made.struct.slots is None
 
 
+def test_numbers_of_another_type_are_refused(dtype: torch.dtype) -> None:
+    made = layer(Case(4, 4, (0,), (1,)), dtype, LoraContext())
+    for other in {torch.float32, torch.bfloat16, torch.float16} - {dtype}:
+        with pytest.raises(ValueError, match=f"a kernel for {dtype} got {other}.*--kernels torch"):
+            made(torch.ones(1, 4, dtype=other))
+
+
 def test_a_batch_of_other_tokens_is_a_bug() -> None:
     context = LoraContext()
     made = layer(Case(4, 4, (1,), (1,)), torch.float32, context)

@@ -1,4 +1,4 @@
-"""Adapters come and go by the thousand; their memory goes with them."""
+"""Adapters come and go by the thousand, and their memory with them; a base lies close together and on large pages."""
 
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +10,9 @@ import torch
 
 from adapters.weights import LoraPair
 from service.engine.lora import LoraBank, LoraContext
+from service.engine.native import memory
 from service.engine.native.linear import PackedLinear, PackedLoraLinear, pack_pairs
+from service.engine.native.memory import Arena, streamed
 from tests.engine.conftest import Zoo
 from tests.engine.driving import drain, generation
 
@@ -62,3 +64,30 @@ def test_adapters_are_packed_by_other_threads_while_steps_are_computed(llama: Zo
             for event in engine.step():
                 found[event.request_id] += getattr(event, "token_ids", ())
     assert found == {name: want[name.split("/")[0]] for name in adapters}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_what_is_streamed_begins_on_a_cache_line(dtype: torch.dtype) -> None:
+    for count in (1, 63, 4097):
+        made = streamed(count, dtype)
+        assert (made.shape, made.dtype) == ((count,), dtype)
+        assert made.data_ptr() % memory.LINE == 0
+
+
+def test_an_arena_gives_nothing_out_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several to a piece, of every type, and one that is larger than a piece."""
+    monkeypatch.setattr(memory, "CHUNK", 1 << 10)
+    arena, asked = Arena(), [(5, torch.float32), (200, torch.bfloat16), (7, torch.int8), (999, torch.float32)] * 5
+    taken = [arena.take(count, dtype).fill_(k) for k, (count, dtype) in enumerate(asked)]
+    for k, ((count, dtype), made) in enumerate(zip(asked, taken, strict=True)):
+        assert (made.shape, made.dtype) == ((count,), dtype)
+        assert made.data_ptr() % memory.LINE == 0
+        assert made.eq(k).all()
+
+
+@pytest.mark.skipif(not STATM.exists(), reason="resident memory is read from /proc")
+def test_a_small_base_costs_what_it_writes() -> None:
+    before = resident_bytes()
+    made = Arena().take(1 << 20, torch.uint8).fill_(1)
+    assert resident_bytes() - before < 8e6
+    assert made.untyped_storage().nbytes() >= memory.CHUNK

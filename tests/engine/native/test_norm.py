@@ -41,6 +41,12 @@ def test_a_view_of_a_row_is_normed_as_its_copy(dtype: torch.dtype) -> None:
     assert torch.equal(norm(x[:, 5:22]), norm(x[:, 5:22].contiguous()))
 
 
+def test_numbers_of_another_type_are_refused(dtype: torch.dtype) -> None:
+    norm = NativeRMSNorm(theirs(8, dtype).weight, 1e-6, 1)
+    with pytest.raises(ValueError, match=f"a kernel for {dtype} got torch.float16"):
+        norm(torch.ones(1, 8, dtype=torch.float16))
+
+
 def test_llamas_norm_is_replaceable(dtype: torch.dtype) -> None:
     assert replaceable(theirs(32, dtype), dtype)
 

@@ -1,0 +1,162 @@
+"""`tenora data check`: what it recognises, prints and returns, with the embedded base's tokens."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from adapters.base import resolve_base
+from adapters.templates import PromptInput, PromptTemplate, completion_ids
+from tests.training.data.conftest import messages, write_jsonl
+from training.data.cli import app
+
+REVIEWS = [{"text": f"{'good' if n % 2 else 'bad'} {n} {'x' * n}", "label": "ny"[n % 2]} for n in range(20)]
+INSTRUCTIONS = [{"instruction": f"Count to {number}.", "output": "one " * number} for number in range(1, 11)]
+
+
+def run(*arguments: Any, given: str | None = None) -> Result:
+    return CliRunner().invoke(app, ["check", *map(str, arguments)], input=given)
+
+
+def as_json(*arguments: Any) -> dict[str, Any]:
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    values: dict[str, Any] = json.loads(result.stdout)
+    return values
+
+
+@pytest.fixture
+def reviews(tmp_path: Path) -> Path:
+    return write_jsonl(tmp_path / "reviews.jsonl", REVIEWS)
+
+
+def test_it_says_what_the_rows_are(reviews: Path) -> None:
+    result = run(reviews)
+    assert result.exit_code == 0
+    assert "classify rows, written as: text and label (20)" in result.output
+    assert "tokens of tenora-base" in result.output
+    assert "2 labels" in result.output
+    assert "nothing else to say" in result.output
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"text": "a", "label": "x"}, "classify"),
+        ({"text": "a"}, "text"),
+        ({"instruction": "a", "output": "b"}, "instruct"),
+        ({"prompt": "a", "completion": "b"}, "instruct"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference"),
+        ({"messages": messages("user: a", "assistant: b"), "id": 7}, "instruct"),
+    ],
+)
+def test_the_columns_tell_the_kind(tmp_path: Path, row: dict[str, Any], kind: str) -> None:
+    rows = [row, {**row, "label": "y"} if kind == "classify" else row]
+    assert as_json(write_jsonl(tmp_path / "rows.jsonl", rows), "--ignore-columns", "id")["kind"] == kind
+
+
+def test_lengths_are_those_of_the_renderer(tmp_path: Path) -> None:
+    values = as_json(write_jsonl(tmp_path / "rows.jsonl", INSTRUCTIONS), "--max-length", 40)
+    tokenizer, template = resolve_base("embedded").tokenizer(), PromptTemplate.named("alpaca")
+    answers = [len(completion_ids(tokenizer, row["output"])) + 1 for row in INSTRUCTIONS]
+    prompts = [
+        len(template.encode(tokenizer, PromptInput.from_instruction(row["instruction"]))) for row in INSTRUCTIONS
+    ]
+    tokens = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    measured = values["parts"]["data"]["tokens"]
+    assert (measured["longest"], measured["learned"]) == (max(tokens), sum(answers))
+    assert measured["median"] == sorted(tokens)[4]
+    assert measured["over_max_length"] == sum(length > 40 for length in tokens) > 0
+    assert values["findings"][0]["kind"] == "over-long"
+
+
+def test_problems_end_with_2_and_say_every_line(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "rows.jsonl", [*REVIEWS, {"text": "", "label": "n"}, {"text": "a", "label": None}])
+    result = run(file)
+    assert result.exit_code == 2
+    assert f"{file}: 2 bad rows" in result.output
+    assert "line 21: 'text' is empty — write it out or remove the row" in result.output
+    assert "line 22: 'label' is null" in result.output
+    problems = json.loads(run(file, "--json").stdout)["problems"]
+    assert [(problem["number"], problem["what"]) for problem in problems] == [
+        (21, "'text' is empty"),
+        (22, "'label' is null"),
+    ]
+
+
+def test_rows_that_the_template_cannot_write_are_problems(tmp_path: Path) -> None:
+    talk = messages("user: a", "assistant: b", "user: c", "assistant: d")
+    file = write_jsonl(tmp_path / "rows.jsonl", [{"messages": talk}])
+    result = run(file)
+    assert result.exit_code == 2
+    assert "line 1: the alpaca template takes [user] or [system, user]" in result.output
+    assert run(file, "--template", "chat").exit_code == 0
+
+
+def test_an_answer_that_holds_the_end_token_is_a_problem(tmp_path: Path) -> None:
+    end = resolve_base("embedded").tokenizer().eos_token
+    file = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "a", "chosen": "b", "rejected": f"c{end}"}])
+    result = run(file)
+    assert result.exit_code == 2
+    assert f"an answer holds {end}, which is how the base ends an answer" in result.output
+
+
+def test_warnings_end_with_1_only_if_asked(tmp_path: Path, reviews: Path) -> None:
+    doubled = write_jsonl(tmp_path / "doubled.jsonl", [*REVIEWS, REVIEWS[0]])
+    assert [run(doubled).exit_code, run(doubled, "--strict").exit_code, run(reviews, "--strict").exit_code] == [0, 1, 0]
+
+
+def test_parts_are_compared(tmp_path: Path, reviews: Path) -> None:
+    held_out = write_jsonl(tmp_path / "validation.jsonl", [REVIEWS[3], {"text": "quite another", "label": "n"}])
+    result = run(reviews, "--validation", held_out)
+    assert "1 of 2 validation rows asks what a training row asks" in result.output
+    assert "validation.jsonl line 1: see reviews.jsonl line 4" in result.output
+
+
+def test_renamed_columns_and_standard_input() -> None:
+    rows = "review,mark,id\n" + "".join(f"{row['text']},{row['label']},1\n" for row in REVIEWS)
+    options = ("--format", "csv", "--columns", "review=text,mark=label", "--ignore-columns", "id")
+    result = run("-", *options, given=rows)
+    assert result.exit_code == 0, result.output
+    assert "classify rows, written as: text and label (20)" in result.output
+
+
+def test_markup_in_rows_is_shown_as_it_stands(tmp_path: Path) -> None:
+    rows = [{"text": f"a {n}", "label": f"[bold]{n % 2}[/x]"} for n in range(20)]
+    assert "[bold]0[/x]" in run(write_jsonl(tmp_path / "rows.jsonl", rows)).output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--columns", "text"), "--columns text: write yours=ours"),
+        (("--columns", "other=name"), "classify rows have no 'name'"),
+        (("--template", "none.jinja"), "--template none.jinja: neither alpaca, chat, plain nor a file"),
+        (("--base", "no/such/base"), "there is no folder 'no/such/base'"),
+    ],
+)
+def test_arguments_that_cannot_be(reviews: Path, options: tuple[str, str], message: str) -> None:
+    result = run(reviews, *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_columns_that_fit_nothing_are_named(tmp_path: Path) -> None:
+    result = run(write_jsonl(tmp_path / "rows.jsonl", [{"question": "a", "reply": "b"}]))
+    assert result.exit_code == 2
+    assert "the columns 'question', 'reply' fit no kind of rows" in result.stderr
+
+
+def test_it_is_a_process_of_its_own_that_starts_quickly(reviews: Path) -> None:
+    code = (
+        "import sys, training.data.cli; print([name for name in ('torch', 'numpy', 'pyarrow') if name in sys.modules])"
+    )
+    light = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert light.stdout.strip() == "[]"
+    command = [sys.executable, "-m", "training.data", "check", str(reviews), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["parts"]["data"]["rows"] == 20

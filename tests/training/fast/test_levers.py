@@ -1,0 +1,130 @@
+"""With every lever alone, missing, and all together: the loss and the gradients of PEFT and transformers."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.training.fast.models import (
+    DECODERS,
+    ENCODERS,
+    MIXED,
+    Rows,
+    adapted,
+    all_of,
+    away,
+    base_model,
+    computed,
+    config_of,
+    some_rows,
+    ways,
+    wrapped,
+)
+from training.fast.model import FastModel, Levers
+
+EXACT = 1e-5
+CLASSIFIERS = ("gpt2", "llama", *ENCODERS)
+ROWS = {
+    "one own token": some_rows((1, 6, 9)),
+    "only own tokens of one": some_rows((1, 1, 1)),
+    "equal": some_rows((0,) * 3, shared=12),
+    "one is another's beginning": [MIXED[3], MIXED[3][:20], MIXED[3][:30]],
+    "a single one": some_rows((20,)),
+    "nothing in common": some_rows((9, 3, 20), shared=0),
+    "two tokens": some_rows((2, 2), shared=0),
+}
+
+
+@cache
+def plain(kind: str, classify: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    return computed(adapted(kind, classify=classify), Levers.none())
+
+
+def assert_same(model: Any, levers: Levers, rows: Rows, expected: tuple[Tensor, dict[str, Tensor]]) -> None:
+    output, gradients = computed(model, levers, rows)
+    assert away(output, expected[0]) < EXACT
+    assert gradients.keys() == expected[1].keys()
+    whole = all_of(expected[1]).norm()
+    assert whole > 0
+    for name, gradient in expected[1].items():
+        # Some are zero but for rounding: where a token sees itself alone, nothing is learned of where to look.
+        assert (gradients[name] - gradient).norm() < EXACT * gradient.norm() + 1e-7 * whole, name
+
+
+@pytest.mark.parametrize("way", ways())
+@pytest.mark.parametrize("kind", DECODERS)
+def test_language_models(kind: str, way: str) -> None:
+    assert_same(adapted(kind), ways()[way], MIXED, plain(kind, False))
+
+
+@pytest.mark.parametrize("way", ways())
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_classifiers(kind: str, way: str) -> None:
+    """LoRA on all linears of the backbone, BERT's pooler among them; the head through PEFT's modules_to_save."""
+    model = adapted(kind, classify=True)
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert any("modules_to_save" in name for name in names)
+    assert kind != "bert" or any("pooler" in name for name in names)
+    assert_same(model, ways()[way], MIXED, plain(kind, True))
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("kind", ["gpt2", "mistral", "distilbert"])
+def test_rows(kind: str, rows: str) -> None:
+    model = adapted(kind, classify=kind == "distilbert")
+    for way in ("all", "no share_prefix", "no narrow"):
+        assert_same(model, ways()[way], ROWS[rows], computed(model, Levers.none(), ROWS[rows]))
+
+
+def test_trained_weights_of_the_base() -> None:
+    """Nothing is frozen then: the embeddings and the output layer, which are one tensor, get their gradients too."""
+    model = wrapped(base_model(config_of("gpt2")))
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    assert_same(model, Levers(), MIXED, computed(model, Levers.none()))
+
+
+def test_an_output_layer_with_lora() -> None:
+    model = wrapped(base_model(config_of("llama")), target_modules=["q_proj", "lm_head"])
+    assert_same(model, Levers(), MIXED, computed(model, Levers.none()))
+
+
+def test_rank_stabilised_and_uneven_ranks() -> None:
+    lora = {"use_rslora": True, "rank_pattern": {"c_attn": 2}, "alpha_pattern": {"c_fc": 3}}
+    model = wrapped(base_model(config_of("gpt2")), **lora)
+    assert_same(model, Levers(), MIXED, computed(model, Levers.none()))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "distilbert"])
+def test_figures(kind: str) -> None:
+    """What evaluation reads agrees with the plain way's."""
+    model = adapted(kind, classify=kind == "distilbert")
+    found = []
+    for levers in ways().values():
+        with FastModel(model, levers, torch.float32, 1) as fast, torch.no_grad():
+            if kind == "distilbert":
+                found.append(fast.label_logits(MIXED))
+                continue
+            from tests.training.fast.models import learned
+
+            loss, right, tokens = fast.token_figures(MIXED, learned(MIXED))
+            assert float(fast.token_loss(MIXED, learned(MIXED))) == pytest.approx(loss, rel=EXACT)
+            found.append(torch.tensor([loss, right, tokens]))
+    for other in found[1:]:
+        assert torch.allclose(found[0], other, rtol=EXACT, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "classify"), [(k, False) for k in DECODERS] + [(k, True) for k in CLASSIFIERS])
+def test_bfloat16(kind: str, classify: bool) -> None:
+    """As near as 2%; or, where an architecture itself rounds worse, no further away than torch's autocast."""
+    labels = {"num_labels": 3} if classify else {}
+    model = wrapped(base_model(config_of(kind, **labels), classify=classify, spread=0.05), spread=0.05)
+    output, gradients = computed(model, Levers.none())
+    rounded_output, rounded = computed(model, Levers(), dtype=torch.bfloat16)
+    assert rounded_output.dtype == torch.float32
+    assert away(rounded_output, output) < 2e-2
+    _, autocast = computed(model, Levers.none(), dtype=torch.bfloat16)
+    bound = max(2e-2, 1.25 * away(all_of(autocast), all_of(gradients)))
+    assert 1e-6 < away(all_of(rounded), all_of(gradients)) < bound

@@ -1,0 +1,36 @@
+"""Rows that are too long, and rows from which nothing would be learned."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from training.data.findings import Finding, Row, RowLength, share
+from training.data.rows import InstructRow
+
+
+def find_over_long(
+    parts: Mapping[str, Sequence[Row]], lengths: Mapping[str, Sequence[RowLength]], max_length: int
+) -> Iterator[Finding]:
+    """Rows of more tokens than training takes."""
+    for part, measured in lengths.items():
+        rows = parts[part]
+        long = [row.place for row, length in zip(rows, measured, strict=True) if length.tokens > max_length]
+        if long:
+            longest = max(length.tokens for length in measured)
+            rest = f"more than {max_length:,} tokens, the longest {longest:,}"
+            message = share(len(long), len(rows), part, f"has {rest}", f"have {rest}")
+            yield Finding("over-long", "warning", message, "raise --max-length, or shorten them", tuple(long))
+
+
+def find_nothing_learned(
+    parts: Mapping[str, Sequence[Row]], lengths: Mapping[str, Sequence[RowLength]]
+) -> Iterator[Finding]:
+    """Rows without a token whose loss counts; where lengths are not known, rows whose every answer weighs 0."""
+    for part, rows in parts.items():
+        if part in lengths:
+            silent = [not length.learned for length in lengths[part]]
+        else:
+            silent = [isinstance(row, InstructRow) and not any(each.weight for each in row.exchanges) for row in rows]
+        places = tuple(row.place for row, nothing in zip(rows, silent, strict=True) if nothing)
+        if places:
+            message = share(len(places), len(rows), part, "trains no token", "train no token")
+            mend = "remove them, or give an answer a weight above 0"
+            yield Finding("nothing learned", "warning", message, mend, places)

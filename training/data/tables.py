@@ -1,0 +1,53 @@
+"""A file's records before anybody knows what their columns mean, and what was wrong with the rest."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from training.data.rows import Place
+from training.errors import Problem
+
+FileKind = Literal["jsonl", "json", "csv", "parquet", "txt"]
+FILE_KINDS: tuple[FileKind, ...] = get_args(FileKind)
+LINE, ROW = "line", "row"
+_KIND_NAMES = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row as it stands in its file; ``number`` is 1-based and counts the table's ``where``."""
+
+    number: int
+    values: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Table:
+    """The records of one file in order. ``where`` is what their numbers count: lines, or rows of a list or a table."""
+
+    file: Path
+    kind: FileKind
+    where: str
+    records: list[Record] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def problem(self, number: int, what: str, mend: str) -> None:
+        """Note what is wrong with a row (0: with the file) and how to mend it."""
+        self.problems.append(Problem(self.file, self.where, number, what, mend))
+
+    def place(self, record: Record) -> Place:
+        """Where a record of this table stands."""
+        return Place(self.file, self.where, record.number)
+
+
+def kind_name(value: Any) -> str:
+    """What JSON calls a value of this kind: ``object``, ``list``, ``string``, ``number``, ``boolean``, ``null``."""
+    if value is None:
+        return "null"
+    return _KIND_NAMES.get(type(value), type(value).__name__)
+
+
+def a_kind(value: Any) -> str:
+    """``kind_name`` with its article: ``an object``, ``a list``, ``null``."""
+    name = kind_name(value)
+    return name if value is None else f"an {name}" if name[0] in "aeiou" else f"a {name}"

@@ -1,0 +1,128 @@
+"""What a run would learn, and what it would take: nothing is trained, nothing is written.
+
+Three rows as the model sees them with the learned tokens marked, how many tokens and steps there are, and the time and
+memory of two steps measured here.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from training.loop import make_optimiser
+from training.order import Order, shares
+from training.prepared import Prepared, prepare
+from training.tasks.examples import AnswerExample, Example, PairExample, TextExample
+from training.tasks.task import Task
+from training.updates import parameter_counts, trained
+
+_ROWS = 3
+_STEPS = 2
+
+
+def show_dry_run(task: Task[Any, Any], console: Console) -> None:
+    """Print it all."""
+    for number, example in enumerate(task.examples.train[:_ROWS], start=1):
+        console.print(Text(f"row {number} ({example.place}, {example.tokens} tokens)", style="bold"))
+        console.print(rendered(task, example), soft_wrap=True)
+        console.print()
+    for note in (*task.notes, *task.findings):
+        console.print(f"note: {escape(note)}", soft_wrap=True)
+    prepared = prepare(task)
+    console.print(_figures(prepared))
+
+
+def rendered(task: Task[Any, Any], example: Example) -> Text:
+    """A row in words; what is learned is underlined, between ⟦ and ⟧ so that it shows without colours too."""
+    match example:
+        case AnswerExample():
+            return _with_targets(task, example)
+        case TextExample():
+            labels = ", ".join(task.dataset.labels[label] for label in example.labels) or "none"
+            return Text.assemble(_decoded(task, example.ids), (f" ⟦{labels}⟧", "underline"))
+        case PairExample():
+            return Text.assemble("better: ", _decoded(task, example.ids), "\nworse: ", _decoded(task, example.rejected))
+    return Text(_decoded(task, example.ids))
+
+
+def _with_targets(task: Task[Any, Any], example: AnswerExample) -> Text:
+    text, place = Text(), 0
+    for part in example.learned:
+        text.append(_decoded(task, example.ids[place : part.start]))
+        weight = "" if part.weight == 1 else f" ×{part.weight:g}"
+        text.append(f"⟦{_decoded(task, example.ids[part.start : part.stop])}⟧{weight}", style="underline")
+        place = part.stop
+    return text
+
+
+def _decoded(task: Task[Any, Any], ids: Sequence[int]) -> str:
+    return str(task.tokenizer.decode(list(ids), skip_special_tokens=False))
+
+
+def _figures(prepared: Prepared) -> Table:
+    task, config = prepared.task, prepared.task.config
+    order = Order(task.examples.train, config.step_rows, config.drop_last, config.seed)
+    total = order.steps_in_epoch * config.epochs
+    tokens = [example.tokens for example in task.examples.train]
+    learned = _learned(task)
+    seconds, memory = _probe(prepared, order)
+    count, everything = parameter_counts(prepared.model)
+    table = Table(title="what the run would take", title_justify="left", show_header=False)
+    split = task.examples
+    rows = f"{len(split.train):,} train, {len(split.validation):,} validation, {len(split.test):,} test"
+    for name, value in (
+        ("rows", rows),
+        ("tokens in a row", f"{min(tokens)} to {max(tokens)}, {sum(tokens) / len(tokens):.0f} on average"),
+        ("tokens in an epoch", f"{sum(tokens):,}" + (f", {learned:,} of them learned" if learned else "")),
+        ("steps", f"{total:,} of {config.step_rows} rows, {order.steps_in_epoch:,} an epoch"),
+        ("parameters", f"{count:,} trained of {everything:,} ({count / everything:.2%})"),
+        ("arithmetic", str(prepared.precision)),
+        ("a step", f"{seconds:.2f} s (the second of {_STEPS} taken here)"),
+        ("time", f"about {_spoken(seconds * total)} on this machine, measurements apart"),
+        ("memory", f"about {memory / 1e9:.1f} GB"),
+    ):
+        table.add_row(name, value)
+    return table
+
+
+def _learned(task: Task[Any, Any]) -> int:
+    return sum(
+        part.stop - max(part.start, 1)
+        for example in task.examples.train
+        if isinstance(example, AnswerExample)
+        for part in example.learned
+    )
+
+
+def _probe(prepared: Prepared, order: Order[Any]) -> tuple[float, int]:
+    """(seconds of a step, most bytes in memory so far): real steps on a model that is thrown away."""
+    task, config = prepared.task, prepared.task.config
+    parameters = dict(trained(prepared.model))
+    optimiser = make_optimiser(parameters, config)
+    seconds = 0.0
+    with prepared.precision.active(), prepared.fast() as fast:
+        fast.model.train()
+        for number in range(_STEPS):
+            examples = order.step(number % order.steps_in_epoch)
+            began = time.perf_counter()
+            for batch in shares(examples, config.batch_size, 0, 1):
+                (task.loss(fast, batch) / task.weight(examples)).backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            seconds = time.perf_counter() - began
+        if fast.device.type == "cuda":
+            return seconds, torch.cuda.max_memory_allocated(fast.device)
+    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _spoken(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -1,0 +1,1 @@
+"""Measuring what a run has made: figures, baselines, and a judge."""

@@ -1,0 +1,240 @@
+"""Attention for packed rows, registered with transformers under the name ``tenora_packed``.
+
+It gets the queries, keys and values of all tokens of the flattened row, and gives each row its own again. On a CPU
+forward and backward are written out: for rows of up to a few hundred tokens the scores fit into the cache, and batched
+products take a third of the time of torch's fused attention, whose backward pass is slow there. Longer rows, and a
+GPU, get torch's, which keeps no scores.
+"""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from training.fast.dropout import kept
+from training.fast.layout import Group, Layout
+
+NAME = "tenora_packed"
+
+LONGEST = 768
+"""Own tokens of a row up to which the scores are kept for the backward pass."""
+# Arguments by which some architectures change the result in ways this function does not compute.
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask", "cu_seq_lens_q")
+
+_layout: ContextVar[Layout] = ContextVar("layout")
+
+
+class UnsupportedAttentionError(ValueError):
+    """The architecture attends in a way that packed rows do not."""
+
+
+@contextmanager
+def attending(layout: Layout) -> Iterator[None]:
+    """Have the models that run inside attend as ``layout`` says."""
+    token = _layout.set(layout)
+    try:
+        yield
+    finally:
+        _layout.reset(token)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls. ``query`` is ``[1, heads, tokens, width]``; the answer ``[1, tokens, heads, width]``."""
+    if unknown := [name for name in _UNSUPPORTED if kwargs.get(name) is not None]:
+        raise UnsupportedAttentionError(f"{type(module).__name__} attends with {', '.join(unknown)}")
+    # Rotary embeddings come in the type of the hidden states; the product is as exact as its narrowest part.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    layout = _layout.get()
+    written_out = layout.device.type == "cpu" and max(layout.shared, *layout.lengths) <= LONGEST
+    how = _How(layout, scale, dropout, sliding_window)
+    out: Tensor = (_Attention.apply if written_out else _torch_attention)(query[0], key[0], value[0], how)
+    return out.transpose(0, 1)[None], None
+
+
+class _How(NamedTuple):
+    """What a layer's attention is beside its queries, keys and values."""
+
+    layout: Layout
+    scale: float
+    dropout: float
+    window: int | None
+
+
+def _torch_attention(query: Tensor, key: Tensor, value: Tensor, how: _How) -> Tensor:
+    """The same by torch's fused attention and its own backward pass."""
+    out = torch.zeros_like(query)
+    for group in how.layout.groups:
+        q, k, v = (
+            part.view(len(group.lengths), -1, *part.shape[1:])
+            for part in (_unfold(group, query), _behind(group, key), _behind(group, value))
+        )
+        mask = group.mask(how.window)
+        mask = None if mask is None else mask.to(q.dtype)
+        part = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=how.scale, dropout_p=how.dropout)
+        out = out.index_copy(1, group.targets, _own(group, part, 0))
+    return out
+
+
+class _Saved(NamedTuple):
+    """What the backward pass of a group needs: ``[rows · heads, longest, …]``, keys with the beginning before them."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    shares: Tensor
+    left: Tensor | None
+
+
+class _Attention(torch.autograd.Function):
+    """softmax(q kᵀ · scale + mask) v for every row; ``[heads, tokens, width]`` in and out."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, how: _How) -> Tensor:
+        out = _like(query)
+        saved: list[_Saved] = []
+        for group in how.layout.groups:
+            part, needed = _forward(group, query, key, value, how)
+            _put(group, out, part)
+            saved.append(needed)
+        if any(ctx.needs_input_grad[:3]):
+            ctx.save_for_backward(*itertools.chain.from_iterable(saved))
+        ctx.layout, ctx.scale = how.layout, how.scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        layout, size = ctx.layout, len(_Saved._fields)
+        tensors = ctx.saved_tensors
+        saved = [_Saved(*tensors[start : start + size]) for start in range(0, len(tensors), size)]
+        dquery, dkey, dvalue = (_like(dout) for _ in range(3))
+        fronts: list[tuple[Tensor, Tensor]] = []
+        for group, needed in zip(layout.groups, saved, strict=True):
+            dq, dk, dv = _backward(group, needed, dout, ctx.scale)
+            _put(group, dquery, _own(group, dq, 0))
+            _put(group, dkey, _own(group, dk, group.shared))
+            _put(group, dvalue, _own(group, dv, group.shared))
+            if group.shared:
+                fronts.append((dk[:, :, : group.shared].sum(0), dv[:, :, : group.shared].sum(0)))
+        for dk, dv in fronts:
+            dkey[:, : layout.shared] += dk
+            dvalue[:, : layout.shared] += dv
+        return dquery, dkey, dvalue, None
+
+
+def _forward(group: Group, query: Tensor, key: Tensor, value: Tensor, how: _How) -> tuple[Tensor, _Saved]:
+    """``[heads, n, width]`` for the group's tokens, and what its backward pass needs."""
+    q = _unfold(group, query) * how.scale
+    k, v = _behind(group, key), _behind(group, value)
+    scores = torch.bmm(q, k.transpose(1, 2)).to(_wide(q))
+    mask = group.mask(how.window)
+    if mask is not None:
+        scores.view(len(group.lengths), -1, *scores.shape[1:]).add_(mask)
+    shares = scores.softmax(-1).to(q.dtype)
+    left = kept(shares.shape, how.dropout, shares) if how.dropout else None
+    out = torch.bmm(shares if left is None else shares * left, v)
+    return _own(group, out.view(len(group.lengths), -1, *out.shape[1:]), 0), _Saved(q, k, v, shares, left)
+
+
+def _backward(group: Group, saved: _Saved, dout: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values, ``[rows, heads, longest or shared + longest, width]``."""
+    q, k, v, shares, left = saved
+    rows = len(group.lengths)
+    do = _unfold_gradient(group, dout)
+    dv = torch.bmm((shares if left is None else shares * left).transpose(1, 2), do)
+    dshares = torch.bmm(do, v.transpose(1, 2))
+    if left is not None:
+        dshares.mul_(left)
+    wide = _wide(q)
+    dscores = torch._softmax_backward_data(dshares.to(wide), shares.to(wide), -1, wide).to(q.dtype)
+    dq = torch.bmm(dscores, k).mul_(scale)
+    dk = torch.bmm(dscores.transpose(1, 2), q)
+    split = (rows, dout.shape[0])
+    return dq.view(*split, *dq.shape[1:]), dk.view(*split, *dk.shape[1:]), dv.view(*split, *dv.shape[1:])
+
+
+def _wide(part: Tensor) -> torch.dtype:
+    """In which scores become shares: float32 at least."""
+    return torch.promote_types(part.dtype, torch.float32)
+
+
+def _like(part: Tensor) -> Tensor:
+    """``[heads, tokens, width]``, not yet written, with a token's heads side by side as its model keeps them."""
+    heads, tokens, width = part.shape
+    return part.new_empty(tokens, heads, width).transpose(0, 1)
+
+
+def _put(group: Group, whole: Tensor, part: Tensor) -> None:
+    """Write a group's tokens ``[heads, n, width]`` where they stand."""
+    if group.span is None:
+        whole.index_copy_(1, group.targets, part)
+    else:
+        whole[:, group.span] = part
+
+
+def _unfold(group: Group, part: Tensor) -> Tensor:
+    """``[heads, tokens, width] -> [rows · heads, longest, width]``; a view of a single row."""
+    if group.span is not None:
+        return part[:, group.span]
+    heads, _, width = part.shape
+    padded = part.index_select(1, group.tokens).view(heads, len(group.lengths), group.longest, width)
+    return padded.transpose(0, 1).reshape(-1, group.longest, width)
+
+
+def _unfold_gradient(group: Group, dout: Tensor) -> Tensor:
+    """The same of an output's gradient. What stands at padding was nobody's output: its gradient is zero."""
+    if group.span is not None:
+        return dout[:, group.span]
+    heads, _, width = dout.shape
+    rows = len(group.lengths)
+    padded = dout.new_zeros(heads, rows * group.longest, width)
+    padded.index_copy_(1, group.back, dout.index_select(1, group.targets))
+    return padded.view(heads, rows, group.longest, width).transpose(0, 1).reshape(-1, group.longest, width)
+
+
+def _behind(group: Group, part: Tensor) -> Tensor:
+    """``[rows · heads, shared + longest, width]``: each row's own keys or values behind those of the beginning."""
+    own = _unfold(group, part)
+    if not group.shared:
+        return own
+    width = part.shape[2]
+    front = part[:, : group.shared].expand(len(group.lengths), -1, -1, -1).reshape(-1, group.shared, width)
+    return torch.cat((front, own), 1)
+
+
+def _own(group: Group, part: Tensor, skip: int) -> Tensor:
+    """``[rows, heads, skip + longest, width] -> [heads, n, width]``: the places that hold a token of the row."""
+    if group.span is not None:
+        return part[0][:, skip:]
+    rows, heads, _, width = part.shape
+    laid = part[:, :, skip:].transpose(0, 1).reshape(heads, rows * group.longest, width)
+    return laid.index_select(1, group.back)
+
+
+def _no_mask(*_args: Any, **_kwargs: Any) -> None:
+    """The layout says who sees what."""
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, _no_mask)

@@ -1,0 +1,1 @@
+"""Telling what a run has made: results, tables, pictures, the model card."""

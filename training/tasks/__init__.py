@@ -1,0 +1,1 @@
+"""What an adapter can learn: one file for each task, behind one face."""

@@ -1,0 +1,190 @@
+"""What the tasks have in common, as a run sees them.
+
+A task is made from its configuration, which reads and checks the rows; then it is given the base. Everything that
+differs between answering, classifying, reading and scoring stays behind this face.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Generic, Literal, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from adapters.base import BaseSource
+from training.config import TrainConfig
+from training.data.dataset import Dataset, read_dataset
+from training.data.inspection import inspect
+from training.data.split import Split, divide
+from training.errors import ConfigError
+from training.fast.model import FastModel, Rows, Target
+from training.reporting.results import Evaluation, Sample
+from training.tasks.examples import Example
+
+AnyRow = TypeVar("AnyRow")
+AnyExample = TypeVar("AnyExample", bound=Example)
+Metrics = dict[str, float]
+_PROBES = 4
+
+
+class Task(ABC, Generic[AnyRow, AnyExample]):
+    """One of the things an adapter can learn. Made from rows that have been checked.
+
+    After ``encode``: ``base``, ``tokenizer``, ``pad_id`` and ``examples`` are there.
+    """
+
+    config: TrainConfig
+    base: BaseSource
+    tokenizer: Any
+    pad_id: int
+    dataset: Dataset[Any]
+    rows: Split[AnyRow]
+    examples: Split[AnyExample]
+    notes: list[str]
+    findings: list[str]
+
+    def __init__(self, config: TrainConfig) -> None:
+        """Read the rows.
+
+        Raises:
+            DataError: with every bad row.
+            ConfigError: too few rows for the parts that are wanted.
+        """
+        self.config = config
+        self.notes, self.findings = [], []
+        self.dataset = read_dataset(
+            config.data_kind,
+            given_files(config),
+            columns=config.columns,
+            ignore=config.ignore_columns,
+            labels=getattr(config, "labels", ()),
+            file_kind=config.file_kind,
+        )
+        parts = cast(Mapping[str, Sequence[AnyRow]], self.dataset.parts)
+        self.rows = divide(
+            parts,
+            validation=config.validation_split,
+            test=config.test_split,
+            order=config.split,
+            seed=config.seed,
+        )
+        split: Mapping[str, Any] = {
+            "train": self.rows.train,
+            "validation": self.rows.validation,
+            "test": self.rows.test,
+        }
+        found = inspect(
+            split,
+            labels=self.dataset.labels,
+            multi_label=self.dataset.multi_label,
+            passed_over=self.dataset.passed_over,
+        )
+        self.findings = [finding.message for finding in found]
+
+    @abstractmethod
+    def encode_row(self, row: AnyRow) -> Sequence[AnyExample]:
+        """A row as token ids for the base."""
+
+    @abstractmethod
+    def load_model(self) -> Any:
+        """The base as this task's model, without an adapter, float32, in evaluation mode."""
+
+    @abstractmethod
+    def weight(self, examples: Sequence[AnyExample]) -> float:
+        """What the summed loss of these examples is divided by."""
+
+    @abstractmethod
+    def loss(self, fast: FastModel, examples: Sequence[AnyExample]) -> Tensor:
+        """The summed loss of these examples, from which gradients flow."""
+
+    @abstractmethod
+    def validate(self, fast: FastModel, examples: Sequence[AnyExample]) -> Metrics:
+        """The figures after an epoch: ``loss`` always, and the chosen metric."""
+
+    @abstractmethod
+    def measure(self, fast: FastModel) -> Evaluation:
+        """Everything for the table before and after, on the held-out rows."""
+
+    @abstractmethod
+    def sample(self, fast: FastModel) -> Sample:
+        """What the model says to the first validation row."""
+
+    @abstractmethod
+    def manifest_fields(self) -> dict[str, Any]:
+        """What the manifest says of this task: prompt, labels, truncation side, eos."""
+
+    @abstractmethod
+    def probe(self) -> tuple[Rows, Sequence[Sequence[Target]] | None]:
+        """A few short rows of different lengths, and what they predict (None: labels), to try the levers on."""
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Figures on the held-out rows that any adapter should beat, by name."""
+        return {}
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens in a row: what was asked for, and no more than the base's context."""
+        return min(self.config.max_length, self.base.max_length)
+
+    @property
+    def part(self) -> Literal["test", "validation"]:
+        """The part that is reported on."""
+        return "test" if self.examples.test else "validation"
+
+    @torch.no_grad()
+    def mean_loss(self, fast: FastModel, examples: Sequence[AnyExample]) -> float:
+        """The loss of ``examples``, as training counts it."""
+        fast.model.eval()
+        total = sum(float(self.loss(fast, batch)) for batch in self.batches(examples))
+        return total / (self.weight(examples) or 1.0)
+
+    def batches(self, examples: Sequence[AnyExample]) -> Iterator[list[AnyExample]]:
+        """Examples of like length together, for evaluation, where the order does not matter."""
+        ordered = sorted(examples, key=lambda example: example.tokens)
+        size = self.config.eval_batch_size
+        for start in range(0, len(ordered), size):
+            yield ordered[start : start + size]
+
+    def encode(self, base: BaseSource) -> None:
+        """Take ``base``'s tokenizer and turn the rows into token ids; ``notes`` says what was cut or left out."""
+        self.base = base
+        self.tokenizer = base.tokenizer()
+        eos = self.tokenizer.eos_token_id
+        # Some tokenizers have no padding token; the vocabulary is never resized for one.
+        self.pad_id = eos if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+        if self.pad_id is None:
+            raise ConfigError(f"--base {base.id}: its tokenizer has neither a padding nor an end-of-sequence token")
+        if self.max_length < self.config.max_length:
+            self.notes.append(f"rows may have {self.max_length} tokens: the context of {base.id} is no longer")
+        parts = (self.rows.train, self.rows.validation, self.rows.test)
+        self.examples = Split(*([example for row in part for example in self.encode_row(row)] for part in parts))
+        self.finish()
+
+    def short(self) -> list[AnyExample]:
+        """Training examples from the shortest to the median."""
+        ordered = sorted(self.examples.train, key=lambda example: example.tokens)
+        half = ordered[: len(ordered) // 2 + 1]
+        return half[:: -(-len(half) // _PROBES)]
+
+    def finish(self) -> None:
+        """Look over the encoded rows; a task that leaves out what is too long does it here."""
+
+    def keep(self, fits: Callable[[AnyExample], bool], why: str) -> None:
+        """Leave out the examples that do not fit, and note ``why``, a sentence after their number."""
+        kept = [[example for example in part if fits(example)] for part in self._parts()]
+        left_out = sum(len(part) for part in self._parts()) - sum(len(part) for part in kept)
+        if not left_out:
+            return
+        self.notes.append(f"{left_out} {why}")
+        self.examples = Split(*kept)
+        if not self.examples.train or not self.examples.validation:
+            raise ConfigError(f"{left_out} {why}, and none are left to train on or to validate on")
+
+    def _parts(self) -> tuple[list[AnyExample], ...]:
+        return (self.examples.train, self.examples.validation, self.examples.test)
+
+
+def given_files(config: TrainConfig) -> Mapping[str, Any]:
+    """The files of rows by the part that each is, the data first."""
+    files = {"data": config.data, "validation": config.validation, "test": config.test}
+    return {part: path for part, path in files.items() if path is not None}

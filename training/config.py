@@ -18,7 +18,9 @@ from training.errors import ConfigError
 DATA, MODEL, OPTIMISER = "Data", "Model and adapter", "Optimiser"
 EVALUATION, SPEED, OUTPUT = "Evaluation", "Speed", "Where it goes"
 # Where a run's files go, and what is shown of it, is not part of how the adapter was made.
-_NOT_RECIPE = frozenset({"output", "store", "publish", "resume", "dry_run", "json_lines", "tensorboard", "judge_key"})
+_NOT_RECIPE = frozenset(
+    {"output", "store", "publish", "resume", "dry_run", "json_lines", "tensorboard", "judge", "judge_key"}
+)
 PUBLISHED = "published"
 """A recipe's table of figures that others published: no part of a configuration, see ``training.published``."""
 TaskName = Literal["instruct", "classify", "text", "reward", "dpo"]
@@ -169,6 +171,9 @@ class TrainConfig(BaseModel, ABC):
         recipe = self.model_dump(mode="json", exclude=set(_NOT_RECIPE))
         for key in ("data", "validation", "test"):
             recipe[key] = Path(recipe[key]).name if recipe[key] else None
+        for key in ("base", "template"):
+            if key in recipe and Path(recipe[key]).exists():
+                recipe[key] = Path(recipe[key]).name
         return {"task": self.task, **recipe}
 
 

@@ -228,6 +228,8 @@ class Loop:
     ) -> None:
         if not math.isfinite(validation["loss"]):
             raise self._not_finite(validation["loss"], self._task.examples.validation, self._done)
+        # Whether to stop, and which epoch is best, has to come out the same everywhere.
+        train_loss, validation = self._processes.agree((train_loss, validation))
         point = Point(
             step=self._done,
             epoch=self._done / self._order.steps_in_epoch,

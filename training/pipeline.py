@@ -1,7 +1,11 @@
 """A run from checked rows to a published adapter. ``run_task`` reads as what happens."""
 
+import math
+import shutil
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -15,9 +19,10 @@ from adapters.base import resolve_base
 from adapters.manifest import utc_now
 from training.checkpoint import Checkpoints, State, reading
 from training.config import AnsweringConfig, TrainConfig
-from training.errors import ConfigError
+from training.errors import ConfigError, TrainingError
 from training.evaluation.judge import Judge
 from training.evaluation.overfitting import overfitting
+from training.fast.model import FastModel
 from training.loop import Fitted, Loop
 from training.model import pick_device
 from training.prepared import Prepared, prepare
@@ -43,6 +48,7 @@ from training.updates import parameter_counts
 
 SERVED_RANK = 64
 """The largest rank that a server holds by default."""
+_PLACES_SHOWN = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +77,15 @@ def run_task(task: Task[Any, Any], console: Console) -> Results | None:
     output = _make_output(config, processes)
     checkpoints = _checkpoints(config, output)
     prepared = _as_saved(prepare(task), checkpoints.newest())
-    if config.json_lines:
-        write_json(console, "run", {"output": str(output), **_about(prepared)})
-    elif processes.first:
-        _announce(console, prepared, output)
+    prepared = replace(prepared, precision=processes.agree(prepared.precision))
+    if processes.first:
+        _begin(console, prepared, output)
     try:
         trained = _train(prepared, checkpoints, _progress(config, console, processes, output), processes)
+        if judge is not None and processes.first:
+            trained = _judged(trained, judge, console)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_way_on(checkpoints, output)) from None
-    if judge is not None and processes.first:
-        trained = _judged(trained, judge, console)
     if not processes.first:
         return None
     results = _finish(prepared, trained, output)
@@ -97,7 +102,7 @@ def _train(prepared: Prepared, checkpoints: Checkpoints, progress: Progress, pro
     with prepared.precision.active(), prepared.fast() as fast:
         loop = Loop(task, fast, prepared.update, checkpoints=checkpoints, progress=progress, processes=processes)
         # What was measured before the first step is measured again by a run that goes on: nothing was trained then.
-        before = task.measure(fast)
+        before = _measured(task, fast)
         torch.manual_seed(task.config.seed)
         known = (
             None
@@ -108,8 +113,32 @@ def _train(prepared: Prepared, checkpoints: Checkpoints, progress: Progress, pro
             fitted = loop.run(known, state)
         finally:
             progress.stop()
-        after = task.measure(fast)
+        after = _measured(task, fast)
     return Trained(before, after, fitted, time.monotonic() - began)
+
+
+def _measured(task: Task[Any, Any], fast: FastModel) -> Evaluation:
+    """The held-out rows' figures.
+
+    Raises:
+        TrainingError: some are not finite; the rows are named.
+    """
+    try:
+        return task.measure(fast)
+    except ValueError:  # figures of what is no number
+        rows = [row for row in task.examples.held_out if not math.isfinite(task.mean_loss(fast, [row]))]
+        if not rows:
+            raise
+        listed = ", ".join(str(row.place) for row in rows[:_PLACES_SHOWN]) + (" …" if rows[_PLACES_SHOWN:] else "")
+        message = f"the loss of {listed} is not finite: look at these rows, or lower --lr if training led there"
+        raise TrainingError(message) from None
+
+
+def _begin(console: Console, prepared: Prepared, output: Path) -> None:
+    if prepared.task.config.json_lines:
+        write_json(console, "run", {"output": str(output), **_about(prepared)})
+    else:
+        _announce(console, prepared, output)
 
 
 def _judged(trained: Trained, judge: Judge, console: Console) -> Trained:
@@ -121,19 +150,34 @@ def _judged(trained: Trained, judge: Judge, console: Console) -> Trained:
 def _finish(prepared: Prepared, trained: Trained, output: Path) -> Results:
     """The adapter, or the new base, with its report and pictures; published if that was asked for."""
     task = prepared.task
-    if task.config.update == "full":
-        folder = _write_base(prepared, output / "base")
-    else:
-        folder = write_adapter(task, trained.fitted.folder, output / "adapter", trained.after.metrics)
-        verify(task, prepared.model, folder)
+    folder = output / ("base" if task.config.update == "full" else "adapter")
     results = _results(prepared, trained, folder.name)
-    write_beside(folder, results, task.config.publish, draw_all(results, output))
+    with _aside(folder) as aside:
+        if task.config.update == "full":
+            _write_base(prepared, aside)
+        else:
+            write_adapter(task, trained.fitted.folder, aside, trained.after.metrics)
+            verify(task, prepared.model, aside)
+        write_beside(aside, results, task.config.publish, draw_all(results, output))
     if task.config.publish is not None:
         version = publish(task.config.store, task.config.publish, folder, task)
         published = Published(name=str(version.name), digest=version.digest, store=task.config.store.name)
         results = results.model_copy(update={"published": published})
     write_run(output, results)
     return results
+
+
+@contextmanager
+def _aside(folder: Path) -> Iterator[Path]:
+    """A folder to write into that becomes ``folder`` when all is in it, and is gone if something goes wrong."""
+    aside = folder.with_name(f".writing-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        yield aside
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _results(prepared: Prepared, trained: Trained, folder: str) -> Results:

@@ -10,11 +10,14 @@ many there are, but for the order in which numbers are added.
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from training.errors import TrainingError
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +53,8 @@ class Processes:
         for parameter, part in zip(given, torch.split(flat, [parameter.numel() for parameter in given]), strict=True):
             parameter.grad = part.view_as(parameter)
 
-    def agree(self, value: str) -> str:
-        """What the first process has in its place."""
+    def agree(self, value: _Value) -> _Value:
+        """What the first process has in its place: whatever was timed may have come out otherwise in another."""
         if self.count == 1:
             return value
         said = [value]

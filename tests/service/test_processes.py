@@ -283,5 +283,5 @@ def test_banner(server: RunningServer, home: Home) -> None:
     shown = dict(line.split(maxsplit=1) for line in lines[1:5])
     assert shown["base"].startswith("tiny-llama (decoder, context 256)")
     assert shown["store"] == str(home.store)
-    assert shown["adapters"] == "5"
+    assert shown["adapters"] == "8"
     assert shown["docs"] == f"{server.url}/docs"

@@ -356,3 +356,10 @@ def test_answers_are_scored_as_they_are_served(
         found = task.loss(fast(task, model), examples) / task.weight(examples)
     margins = torch.tensor([better - worse for better, worse in scores])
     torch.testing.assert_close(found, -logsigmoid(margins).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_part_that_learns_nothing_is_refused(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hi.", "weight": 0}]
+    rows = write_jsonl(tmp_path / "silent.jsonl", [{"messages": turns}] * 8)
+    with pytest.raises(ConfigError, match="no training row has anything to learn"):
+        encoded("instruct", tiny("llama"), data=rows, template="plain")

@@ -63,8 +63,9 @@ def test_a_disk_that_is_full_when_the_state_is_saved(tiny: Tiny, instructions: P
 
 
 def test_a_disk_that_is_full_when_the_report_is_written(tiny: Tiny, instructions: Path, tmp_path: Path) -> None:
-    line = failed(tmp_path, tiny("gpt2"), instructions, partial(_full_disk, str(tmp_path / "run/adapter"), 3_000))
-    assert "No space left on device" in line
+    full = partial(_full_disk, str(tmp_path / "run/.writing-adapter"), 3_000)
+    assert "No space left on device" in failed(tmp_path, tiny("gpt2"), instructions, full)
+    assert not list((tmp_path / "run").glob("*adapter*"))
 
 
 def test_data_that_cannot_be_read(tiny: Tiny, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ class LabelNames:
     """The names in order, and the index of everything that a file may say for one."""
 
     names: tuple[str, ...]
-    index: Mapping[Said, int]
+    index: Mapping[str, int]
 
     def indices(self, said: Iterable[Said], note: Note) -> tuple[int, ...] | None:
         """The indices in ascending order, or None with notes of labels that are unknown or repeated."""
@@ -35,8 +35,7 @@ class LabelNames:
         return None if unknown else tuple(sorted({index for index in found.values() if index is not None}))
 
     def _find(self, label: Said) -> int | None:
-        said = label.strip() if isinstance(label, str) else label
-        return self.index.get(said, self.index.get(_name(label)))
+        return self.index.get(_name(label))
 
 
 def read_labels(values: Mapping[str, Any], kind: FileKind, note: Note) -> RowLabels | None:
@@ -62,10 +61,9 @@ def read_labels(values: Mapping[str, Any], kind: FileKind, note: Note) -> RowLab
 def name_labels(rows: Iterable[RowLabels], given: Sequence[str]) -> LabelNames:
     """The names ``given``, which rows may say by name or by index; else every label found, numbers in their order."""
     if given:
-        by_name: dict[Said, int] = {name: index for index, name in enumerate(given)}
-        by_index: dict[Said, int] = {index: index for index in range(len(given))}
-        digits: dict[Said, int] = {str(index): index for index in range(len(given))}  # a CSV has no numbers
-        return LabelNames(tuple(given), {**digits, **by_index, **by_name})
+        # A name goes before an index: of the labels 1, 2, 3 a row's 1 is the first, in JSON as in a CSV.
+        by_index = {str(index): index for index in range(len(given))}
+        return LabelNames(tuple(given), {**by_index, **{name: index for index, name in enumerate(given)}})
     names = {_name(label) for row in rows for label in row.said}
     ordered = sorted(names, key=int) if all(_is_whole(name) for name in names) else sorted(names)
     return LabelNames(tuple(ordered), {name: index for index, name in enumerate(ordered)})

@@ -154,11 +154,16 @@ class Task(ABC, Generic[AnyRow, AnyExample]):
         self.pad_id = eos if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         if self.pad_id is None:
             raise ConfigError(f"--base {base.id}: its tokenizer has neither a padding nor an end-of-sequence token")
+        if eos is None and not self.config.has_head:
+            raise ConfigError(f"--base {base.id}: its tokenizer has no end-of-sequence token: answers would not end")
         if self.max_length < self.config.max_length:
             self.notes.append(f"rows may have {self.max_length} tokens: the context of {base.id} is no longer")
         parts = (self.rows.train, self.rows.validation, self.rows.test)
         self.examples = Split(*([example for row in part for example in self.encode_row(row)] for part in parts))
         self.finish()
+        for part, examples in (("training", self.examples.train), ("validation", self.examples.validation)):
+            if not examples:
+                raise ConfigError(f"no {part} row has anything to learn: give some answers a weight above 0")
 
     def short(self) -> list[AnyExample]:
         """Training examples from the shortest to the median."""

@@ -1,11 +1,10 @@
-"""The results while they come in: one JSON document, replaced on disk as a whole after each section."""
+"""What a run of the serving benchmark found."""
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.document import Document
 from bench.measuring import Spread
 
 RATIOS: Mapping[str, str] = {
@@ -24,25 +23,12 @@ RATIOS: Mapping[str, str] = {
 LESS_IS_BETTER = frozenset({"bystander_p99", "cold_minus_warm_ms"})
 
 
-class Report:
-    """Collects what sections find out.
-
-    Args:
-        path: Where the JSON goes; None keeps it in memory.
-        machine: What it is measured on.
-        workload: What is asked for.
-    """
+class Report(Document):
+    """Collects what sections find out: besides the ratios, what each system did."""
 
     def __init__(self, path: Path | None, machine: Mapping[str, Any], workload: Mapping[str, Any]) -> None:
-        self._path = path
-        self.document: dict[str, Any] = {
-            "machine": dict(machine),
-            "workload": dict(workload),
-            "rates": {},
-            "ratios": dict.fromkeys(RATIOS),
-            "reasons": dict.fromkeys(RATIOS, "not measured in this run"),
-            "figures": {},
-        }
+        super().__init__(path, machine, workload, RATIOS)
+        self.document["rates"] = {}
 
     def rate(self, key: str, name: str, spread: Spread) -> None:
         """What a system did, over the rounds."""
@@ -52,32 +38,13 @@ class Report:
         """Whatever else a section measured."""
         self.document["figures"].setdefault(section, {}).update(values)
 
-    def ratio(self, key: str, value: float) -> None:
-        """One of the ratios."""
-        assert key in RATIOS, key
-        self.document["ratios"][key] = float(f"{value:.4g}")
-        self.document["reasons"].pop(key, None)
-
     def ratio_of(self, key: str, over: str, under: str) -> None:
         """A ratio of two rates; stays null where one of them is missing."""
         rates = self.document["rates"]
         if over in rates and under in rates:
             self.ratio(key, rates[over]["median"] / rates[under]["median"])
 
-    def reason(self, key: str, text: str) -> None:
-        """Why something is not there: a ratio, or a system."""
-        self.document["reasons"][key] = text
-
     def value(self, key: str) -> float | None:
         """The median of a rate, if it was measured."""
         rate = self.document["rates"].get(key)
         return None if rate is None else float(rate["median"])
-
-    def save(self) -> None:
-        """Replace the file in one step, so that a run that is cut off leaves what it has."""
-        if self._path is None:
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self._path.with_name(f".{self._path.name}.part")
-        aside.write_text(json.dumps(self.document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(aside, self._path)  # noqa: PTH105 (the name says that it replaces)

@@ -8,7 +8,6 @@ A crash at any instant leaves the state before or the new one. Nothing is pickle
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,10 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from training.aside import written_aside
 from training.errors import TrainingError
 
 _TENSORS, _FACTS, _WEIGHTS = "state.safetensors", "state.json", "weights"
-_STEP, _ASIDE = "step-", ".writing-"
+_STEP = "step-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,21 +95,12 @@ class Checkpoints:
         return sorted(self._folder.glob(f"{_STEP}*"))
 
     def _replace(self, target: Path, write: Callable[[Path], None]) -> None:
-        aside = self._folder / f"{_ASIDE}{target.name}"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
         try:
-            write(aside)
-            _sync(aside)
-            # Only an epoch that is saved a second time, by a run that went on, is in the way.
-            shutil.rmtree(target, ignore_errors=True)
-            aside.rename(target)
+            with written_aside(target) as aside:
+                write(aside)
         except (OSError, SafetensorError) as error:  # the second is a full disk, as safetensors puts it
             reason = getattr(error, "strerror", None) or error
             raise TrainingError(f"the checkpoint {target} cannot be written: {reason}") from error
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-        _sync_one(self._folder)
 
 
 @contextmanager
@@ -135,16 +126,3 @@ def restore_random(states: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(states["random.cpu"])
     if device.type == "cuda" and "random.cuda" in states:
         torch.cuda.set_rng_state(states["random.cuda"], device)
-
-
-def _sync(folder: Path) -> None:
-    for path in (*folder.rglob("*"), folder):
-        _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

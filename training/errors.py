@@ -3,6 +3,7 @@
 TrainingError              the run cannot go on; the message says the mend
 ├── ConfigError            a flag, an environment variable or a recipe key is wrong
 ├── DataError              rows that cannot be used, all of them at once
+├── NotFiniteError         the loss is no longer a number
 └── PublishError           the finished adapter does not come back equal from disk
 """
 
@@ -12,6 +13,7 @@ from itertools import groupby
 from pathlib import Path
 
 _LINES_SHOWN = 20
+_PLACES_SHOWN = 12
 
 
 class TrainingError(Exception):
@@ -24,6 +26,20 @@ class ConfigError(TrainingError):
 
 class PublishError(TrainingError):
     """The adapter read back from disk does not answer as the trained model did."""
+
+
+class NotFiniteError(TrainingError):
+    """The loss is no longer a number.
+
+    Args:
+        places: The rows whose loss it is.
+        when: At which step, or on which part.
+    """
+
+    def __init__(self, loss: float, places: Sequence[str], when: str) -> None:
+        more = " …" if len(places) > _PLACES_SHOWN else ""
+        listed = ", ".join(places[:_PLACES_SHOWN]) + more
+        super().__init__(f"the loss of {listed} is {loss} {when}: lower --lr, or look at these rows")
 
 
 @dataclass(frozen=True, slots=True)

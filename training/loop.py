@@ -19,7 +19,8 @@ from torch import Tensor
 
 from training.checkpoint import Checkpoints, State, random_state, reading, restore_random
 from training.config import TrainConfig
-from training.errors import TrainingError
+from training.errors import NotFiniteError, TrainingError
+from training.fast.memory import keep_freed_memory
 from training.fast.model import FastModel
 from training.order import Order, rate_at, shares
 from training.processes import Processes
@@ -27,8 +28,6 @@ from training.progress import Progress
 from training.reporting.results import LOWER_IS_BETTER, Point, Sample, Step
 from training.tasks.task import Metrics, Task
 from training.updates import Update, trained
-
-_PLACES_SHOWN = 12
 
 
 @dataclass(slots=True)
@@ -118,6 +117,7 @@ class Loop:
         Raises:
             TrainingError: the loss is no longer finite, or a checkpoint cannot be written.
         """
+        keep_freed_memory()
         if state is None:
             self._begin(before)
         else:
@@ -179,14 +179,8 @@ class Loop:
         processes.add_gradients(self._parameters.values())
         return total
 
-    @torch.no_grad()
-    def _not_finite(self, loss: float, examples: Sequence[Any], step: int) -> TrainingError:
-        """Names the rows whose loss it is, or all of the step if each alone is finite."""
-        alone = [row for row in examples if not math.isfinite(float(self._task.loss(self._fast, [row])))]
-        places = sorted({str(row.place) for row in (alone or examples)})
-        listed = ", ".join(places[:_PLACES_SHOWN]) + (" …" if len(places) > _PLACES_SHOWN else "")
-        which = "of" if alone else "of the step with"
-        return TrainingError(f"the loss {which} {listed} is {loss} at step {step}: lower --lr, or look at these rows")
+    def _not_finite(self, loss: float, examples: Sequence[Any], step: int) -> NotFiniteError:
+        return NotFiniteError(loss, self._task.culprits(self._fast, examples), f"at step {step}")
 
     def _begin(self, before: Metrics | None) -> None:
         with self._measuring() as seconds:

@@ -1,11 +1,8 @@
 """A run from checked rows to a published adapter. ``run_task`` reads as what happens."""
 
 import math
-import shutil
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -13,13 +10,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 
 from adapters.base import resolve_base
 from adapters.manifest import utc_now
+from training.aside import written_aside
 from training.checkpoint import Checkpoints, State, reading
 from training.config import AnsweringConfig, TrainConfig
-from training.errors import ConfigError, TrainingError
+from training.errors import ConfigError, NotFiniteError
 from training.evaluation.judge import Judge
 from training.evaluation.overfitting import overfitting
 from training.fast.model import FastModel
@@ -27,7 +24,7 @@ from training.loop import Fitted, Loop
 from training.model import pick_device
 from training.prepared import Prepared, prepare
 from training.processes import Processes, join_processes
-from training.progress import Both, JsonLines, Progress, Shown, Silent, write_json
+from training.progress import Both, JsonLines, Progress, Shown, Silent
 from training.publish import publish, tool_versions, verify, write_adapter
 from training.reporting.files import write_beside, write_run
 from training.reporting.plots.draw import draw_all
@@ -42,13 +39,9 @@ from training.reporting.results import (
     Rows,
     Seconds,
 )
-from training.reporting.tables import show_results
 from training.tasks.task import Task
+from training.telling import begin, tell
 from training.updates import parameter_counts
-
-SERVED_RANK = 64
-"""The largest rank that a server holds by default."""
-_PLACES_SHOWN = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +72,7 @@ def run_task(task: Task[Any, Any], console: Console) -> Results | None:
     prepared = _as_saved(prepare(task), checkpoints.newest())
     prepared = replace(prepared, precision=processes.agree(prepared.precision))
     if processes.first:
-        _begin(console, prepared, output)
+        begin(console, prepared, output)
     try:
         trained = _train(prepared, checkpoints, _progress(config, console, processes, output), processes)
         if judge is not None and processes.first:
@@ -90,7 +83,7 @@ def run_task(task: Task[Any, Any], console: Console) -> Results | None:
         return None
     results = _finish(prepared, trained, output)
     checkpoints.clear()
-    _tell(console, config, results, output)
+    tell(console, config, results, output)
     return results
 
 
@@ -121,24 +114,15 @@ def _measured(task: Task[Any, Any], fast: FastModel) -> Evaluation:
     """The held-out rows' figures.
 
     Raises:
-        TrainingError: some are not finite; the rows are named.
+        NotFiniteError: their loss is no number.
     """
     try:
         return task.measure(fast)
     except ValueError:  # figures of what is no number
-        rows = [row for row in task.examples.held_out if not math.isfinite(task.mean_loss(fast, [row]))]
-        if not rows:
+        examples = task.examples.held_out
+        if math.isfinite(loss := task.mean_loss(fast, examples)):
             raise
-        listed = ", ".join(str(row.place) for row in rows[:_PLACES_SHOWN]) + (" …" if rows[_PLACES_SHOWN:] else "")
-        message = f"the loss of {listed} is not finite: look at these rows, or lower --lr if training led there"
-        raise TrainingError(message) from None
-
-
-def _begin(console: Console, prepared: Prepared, output: Path) -> None:
-    if prepared.task.config.json_lines:
-        write_json(console, "run", {"output": str(output), **_about(prepared)})
-    else:
-        _announce(console, prepared, output)
+        raise NotFiniteError(loss, task.culprits(fast, examples), "on the held-out rows") from None
 
 
 def _judged(trained: Trained, judge: Judge, console: Console) -> Trained:
@@ -152,7 +136,7 @@ def _finish(prepared: Prepared, trained: Trained, output: Path) -> Results:
     task = prepared.task
     folder = output / ("base" if task.config.update == "full" else "adapter")
     results = _results(prepared, trained, folder.name)
-    with _aside(folder) as aside:
+    with written_aside(folder) as aside:
         if task.config.update == "full":
             _write_base(prepared, aside)
         else:
@@ -165,19 +149,6 @@ def _finish(prepared: Prepared, trained: Trained, output: Path) -> Results:
         results = results.model_copy(update={"published": published})
     write_run(output, results)
     return results
-
-
-@contextmanager
-def _aside(folder: Path) -> Iterator[Path]:
-    """A folder to write into that becomes ``folder`` when all is in it, and is gone if something goes wrong."""
-    aside = folder.with_name(f".writing-{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        yield aside
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _results(prepared: Prepared, trained: Trained, folder: str) -> Results:
@@ -289,76 +260,6 @@ def _progress(config: TrainConfig, console: Console, processes: Processes, outpu
     from training.events import Events
 
     return Both(shown, Events(output / "tensorboard"))
-
-
-def _about(prepared: Prepared) -> dict[str, Any]:
-    split = prepared.task.examples
-    count, everything = parameter_counts(prepared.model)
-    return {
-        "task": prepared.task.config.task,
-        "base": prepared.task.base.id,
-        "rows": {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)},
-        "parameters": {"trained": count, "all": everything},
-        "precision": str(prepared.precision),
-        "notes": prepared.task.notes,
-        "findings": prepared.task.findings,
-    }
-
-
-def _announce(console: Console, prepared: Prepared, output: Path) -> None:
-    task, config = prepared.task, prepared.task.config
-    split = task.examples
-    trainable, parameters = parameter_counts(prepared.model)
-    console.print(f"{len(split.train)} training rows, {len(split.validation)} validation, {len(split.test)} test")
-    if config.update == "lora" and max(config.rank, *config.rank_pattern.values(), 0) > SERVED_RANK:
-        console.print(f"note: servers hold ranks up to {SERVED_RANK} unless TENORA_MAX_LORA_RANK says otherwise")
-    for note in (*task.notes, *task.findings):
-        console.print(f"note: {escape(note)}", soft_wrap=True)
-    how = {
-        "lora": f"LoRA r {config.rank}, alpha {config.alpha:g}",
-        "head": "only its head",
-        "full": "all of its weights",
-    }[config.update]
-    console.print(
-        f"{escape(task.base.id)} with {how}: {trainable:,} of {parameters:,} parameters are trained "
-        f"({trainable / parameters:.2%}), {prepared.model.device.type}, {torch.get_num_threads()} threads, "
-        f"{prepared.precision}"
-    )
-    files = f"files go to {output}; the best epoch is chosen by validation {config.metric.replace('_', ' ')}"
-    console.print(escape(files), soft_wrap=True)
-
-
-def _tell(console: Console, config: TrainConfig, results: Results, output: Path) -> None:
-    """Tables, and what to do next."""
-    if config.json_lines:
-        write_json(console, "results", {"file": str(output / "results.json"), "after": results.after.metrics})
-        return
-    show_results(console, results)
-    console.print(
-        escape(f"results.json, results.csv and pictures are in {output}; took {results.seconds.total:.0f} s"),
-        soft_wrap=True,
-    )
-    for line in _next(config, results, output):
-        console.print(escape(line), soft_wrap=True)
-
-
-def _next(config: TrainConfig, results: Results, output: Path) -> list[str]:
-    where = f"--base {config.base} --store {config.store}"
-    if config.update == "full":
-        return [
-            f"{output / 'base'} is a base of its own, not an adapter: all of its weights were trained",
-            f"next: tenora serve --base {output / 'base'}",
-        ]
-    if results.published is None:
-        return [f"next: tenora adapters publish {output / 'adapter'} TENANT/NAME {where}"]
-    name = results.published.name
-    verb = {"classify": "classify", "reward": "score"}.get(config.task, "ask")
-    return [
-        f"published {name}@{results.published.digest[:12]}",
-        f"next: tenora serve {where}",
-        f'      tenora {verb} {name} "…"',
-        f"      tenora report {name} --store {config.store}",
-    ]
 
 
 def _quiet() -> None:

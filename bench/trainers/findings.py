@@ -1,12 +1,11 @@
-"""What a run found: one JSON document, replaced on disk as a whole after each section."""
+"""What a run of the training benchmark found."""
 
-import json
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.document import Document, short
 from bench.measuring import Spread
 
 RATIOS: Mapping[str, str] = {
@@ -25,56 +24,24 @@ RATIOS: Mapping[str, str] = {
 LESS_IS_BETTER = frozenset({"eval_share", "loss_diff_fp32", "grad_diff_fp32", "grad_diff_bf16"})
 
 
-class Findings:
-    """Collects what sections measure.
-
-    Args:
-        path: Where the JSON goes; None keeps it in memory.
-        machine: What it is measured on.
-        workload: How much is measured.
-    """
+class Findings(Document):
+    """Collects what sections measure: besides the ratios, what a step of each system takes."""
 
     def __init__(self, path: Path | None, machine: Mapping[str, Any], workload: Mapping[str, Any]) -> None:
-        self._path = path
-        self.document: dict[str, Any] = {
-            "machine": dict(machine),
-            "workload": dict(workload),
-            "ratios": dict.fromkeys(RATIOS),
-            "reasons": dict.fromkeys(RATIOS, "not measured in this run"),
-            "steps": {},
-            "figures": {},
-        }
+        super().__init__(path, machine, workload, RATIOS)
+        self.document["steps"] = {}
 
     def step(self, section: str, key: str, name: str, seconds: Sequence[float]) -> None:
         """What a step of a system took, over the batches."""
         spread = Spread(tuple(second * 1e3 for second in seconds), "ms")
         self.document["steps"].setdefault(section, {})[key] = {"system": name, **spread.to_json()}
 
-    def ratio(self, key: str, values: Sequence[float]) -> None:
+    def median_ratio(self, key: str, values: Sequence[float]) -> None:
         """The median of a ratio's values, one a batch; its extremes stand with the figures."""
-        assert key in RATIOS, key
-        self.document["ratios"][key] = _short(statistics.median(values))
-        self.document["reasons"].pop(key, None)
+        self.ratio(key, statistics.median(values))
         if len(values) > 1:
-            self.figure("spread of the ratios", key, [_short(min(values)), _short(max(values))])
-
-    def reason(self, key: str, text: str) -> None:
-        """Why something is not there."""
-        self.document["reasons"][key] = text
+            self.figure("spread of the ratios", key, [short(min(values)), short(max(values))])
 
     def figure(self, section: str, key: str, value: Any) -> None:
         """Whatever else was measured."""
-        self.document["figures"].setdefault(section, {})[key] = _short(value) if isinstance(value, float) else value
-
-    def save(self) -> None:
-        """Replace the file in one step, so that a run that is cut off leaves what it has."""
-        if self._path is None:
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self._path.with_name(f".{self._path.name}.part")
-        aside.write_text(json.dumps(self.document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(aside, self._path)  # noqa: PTH105 (the name says that it replaces)
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.4g}")
+        self.document["figures"].setdefault(section, {})[key] = short(value) if isinstance(value, float) else value

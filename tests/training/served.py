@@ -12,8 +12,8 @@ from adapters.base import resolve_base
 from adapters.names import AdapterRef
 from adapters.store import Store, Version
 from service.engine.config import EngineConfig
+from service.engine.engine import Engine
 from service.engine.sequence import Sequence
-from service.head_engine import HeadEngine
 from tests.engine.driving import drain, generation
 from tests.support.tiny import peft_model
 
@@ -28,7 +28,7 @@ def published(folder: Path, name: str = "acme/mine") -> Version:
 def of_engine(base: Path, adapter: Path | None, rows: Ids[Ids[int]]) -> Tensor:
     """``[rows, …]``: log-probabilities of the token after each row, or the numbers of a head."""
     source = resolve_base(str(base))
-    engine = HeadEngine(source, EngineConfig(dtype="float32", device="cpu", threads=1))
+    engine = Engine(source, EngineConfig(dtype="float32", device="cpu", threads=1))
     loaded = None if adapter is None else load_adapter(adapter, source)
     generates = loaded is None or loaded.manifest.task == "generate"
     size = source.config().vocab_size

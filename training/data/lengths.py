@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adapters.errors import TemplateError
 from adapters.templates import PromptTemplate, completion_ids, encode_text
 from training.data.findings import Row, RowLength
-from training.data.rows import DocumentRow, Exchange, InstructRow, Place, PreferenceRow, TextRow
+from training.data.rows import DocumentRow, Exchange, InstructRow, PreferenceRow, TextRow
+from training.data.unfit import UNFIT, answer_ids, problem_of
 from training.errors import ConfigError, Problem
 
 _NAMED = ("alpaca", "chat", "plain")
@@ -38,16 +38,9 @@ def measure(rows: Sequence[Row], tokenizer: Any, template: PromptTemplate) -> tu
     for row in rows:
         try:
             lengths.append(_length(row, tokenizer, template))
-        except TemplateError as error:
-            problems.append(_problem(row.place, str(error), "pass --template chat, or a Jinja file that can"))
-        except _EndTokenError:
-            what = f"an answer holds {tokenizer.eos_token}, which is how the base ends an answer"
-            problems.append(_problem(row.place, what, "take it out of the text"))
+        except UNFIT as error:
+            problems.append(problem_of(row.place, error))
     return lengths, problems
-
-
-class _EndTokenError(Exception):
-    """An answer holds the token that ends answers."""
 
 
 def _length(row: Row, tokenizer: Any, template: PromptTemplate) -> RowLength:
@@ -68,14 +61,7 @@ def _length(row: Row, tokenizer: Any, template: PromptTemplate) -> RowLength:
 def _of_exchanges(exchanges: Sequence[Exchange], tokenizer: Any, template: PromptTemplate) -> RowLength:
     longest = learned = 0
     for exchange in exchanges:
-        answer = completion_ids(tokenizer, exchange.answer)
-        if tokenizer.eos_token_id in answer:
-            raise _EndTokenError
-        answer_tokens = len(answer) + 1
+        answer_tokens = len(answer_ids(tokenizer, exchange.answer)) + 1
         longest = max(longest, len(template.encode(tokenizer, exchange.prompt)) + answer_tokens)
         learned += answer_tokens if exchange.weight else 0
     return RowLength(longest, learned)
-
-
-def _problem(place: Place, what: str, mend: str) -> Problem:
-    return Problem(place.file, place.where, place.number, what, mend)

@@ -69,8 +69,9 @@ def attention(
     layout = _layout.get()
     written_out = layout.device.type == "cpu" and max(layout.shared, *layout.lengths) <= LONGEST
     how = _How(layout, scale, dropout, sliding_window)
-    out: Tensor = (_Attention.apply if written_out else _torch_attention)(query[0], key[0], value[0], how)
-    return out.transpose(0, 1)[None], None
+    query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
+    out: Tensor = (_Attention.apply if written_out else _torch_attention)(query, key, value, how)
+    return out[None], None
 
 
 class _How(NamedTuple):
@@ -88,12 +89,11 @@ def _torch_attention(query: Tensor, key: Tensor, value: Tensor, how: _How) -> Te
     for group in how.layout.groups:
         q, k, v = (
             part.view(len(group.lengths), -1, *part.shape[1:])
-            for part in (_unfold(group, query), _behind(group, key), _behind(group, value))
+            for part in (_rows(group, query), _behind(group, key), _behind(group, value))
         )
-        mask = group.mask(how.window)
-        mask = None if mask is None else mask.to(q.dtype)
+        mask = group.mask(how.window, q.dtype)
         part = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=how.scale, dropout_p=how.dropout)
-        out = out.index_copy(1, group.targets, _own(group, part, 0))
+        out = out.index_copy(0, group.targets, _own(group, part, 0))
     return out
 
 
@@ -108,11 +108,11 @@ class _Saved(NamedTuple):
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(q kᵀ · scale + mask) v for every row; ``[heads, tokens, width]`` in and out."""
+    """softmax(q kᵀ · scale + mask) v for every row; ``[tokens, heads, width]`` in and out."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, how: _How) -> Tensor:
-        out = _like(query)
+        out = query.new_empty(query.shape)
         saved: list[_Saved] = []
         for group in how.layout.groups:
             part, needed = _forward(group, query, key, value, how)
@@ -128,7 +128,7 @@ class _Attention(torch.autograd.Function):
         layout, size = ctx.layout, len(_Saved._fields)
         tensors = ctx.saved_tensors
         saved = [_Saved(*tensors[start : start + size]) for start in range(0, len(tensors), size)]
-        dquery, dkey, dvalue = (_like(dout) for _ in range(3))
+        dquery, dkey, dvalue = (dout.new_empty(dout.shape) for _ in range(3))
         fronts: list[tuple[Tensor, Tensor]] = []
         for group, needed in zip(layout.groups, saved, strict=True):
             dq, dk, dv = _backward(group, needed, dout, ctx.scale)
@@ -138,20 +138,20 @@ class _Attention(torch.autograd.Function):
             if group.shared:
                 fronts.append((dk[:, :, : group.shared].sum(0), dv[:, :, : group.shared].sum(0)))
         for dk, dv in fronts:
-            dkey[:, : layout.shared] += dk
-            dvalue[:, : layout.shared] += dv
+            dkey[: layout.shared] += dk.transpose(0, 1)
+            dvalue[: layout.shared] += dv.transpose(0, 1)
         return dquery, dkey, dvalue, None
 
 
 def _forward(group: Group, query: Tensor, key: Tensor, value: Tensor, how: _How) -> tuple[Tensor, _Saved]:
-    """``[heads, n, width]`` for the group's tokens, and what its backward pass needs."""
-    q = _unfold(group, query) * how.scale
+    """``[n, heads, width]`` for the group's tokens, and what its backward pass needs."""
+    q = _rows(group, query) * how.scale
     k, v = _behind(group, key), _behind(group, value)
-    scores = torch.bmm(q, k.transpose(1, 2)).to(_wide(q))
-    mask = group.mask(how.window)
+    scores = torch.bmm(q, k.transpose(1, 2))
+    mask = group.mask(how.window, q.dtype)
     if mask is not None:
         scores.view(len(group.lengths), -1, *scores.shape[1:]).add_(mask)
-    shares = scores.softmax(-1).to(q.dtype)
+    shares = scores.softmax(-1)  # which torch computes in float32 at least, whatever goes in and out
     left = kept(shares.shape, how.dropout, shares) if how.dropout else None
     out = torch.bmm(shares if left is None else shares * left, v)
     return _own(group, out.view(len(group.lengths), -1, *out.shape[1:]), 0), _Saved(q, k, v, shares, left)
@@ -161,75 +161,58 @@ def _backward(group: Group, saved: _Saved, dout: Tensor, scale: float) -> tuple[
     """Gradients of queries, keys and values, ``[rows, heads, longest or shared + longest, width]``."""
     q, k, v, shares, left = saved
     rows = len(group.lengths)
-    do = _unfold_gradient(group, dout)
+    do = _rows_of_gradient(group, dout)
     dv = torch.bmm((shares if left is None else shares * left).transpose(1, 2), do)
     dshares = torch.bmm(do, v.transpose(1, 2))
     if left is not None:
         dshares.mul_(left)
-    wide = _wide(q)
-    dscores = torch._softmax_backward_data(dshares.to(wide), shares.to(wide), -1, wide).to(q.dtype)
+    dscores = torch._softmax_backward_data(dshares, shares, -1, q.dtype)
     dq = torch.bmm(dscores, k).mul_(scale)
     dk = torch.bmm(dscores.transpose(1, 2), q)
-    split = (rows, dout.shape[0])
+    split = (rows, dout.shape[1])
     return dq.view(*split, *dq.shape[1:]), dk.view(*split, *dk.shape[1:]), dv.view(*split, *dv.shape[1:])
 
 
-def _wide(part: Tensor) -> torch.dtype:
-    """In which scores become shares: float32 at least."""
-    return torch.promote_types(part.dtype, torch.float32)
-
-
-def _like(part: Tensor) -> Tensor:
-    """``[heads, tokens, width]``, not yet written, with a token's heads side by side as its model keeps them."""
-    heads, tokens, width = part.shape
-    return part.new_empty(tokens, heads, width).transpose(0, 1)
-
-
 def _put(group: Group, whole: Tensor, part: Tensor) -> None:
-    """Write a group's tokens ``[heads, n, width]`` where they stand."""
+    """Write a group's tokens ``[n, heads, width]`` where they stand."""
     if group.span is None:
-        whole.index_copy_(1, group.targets, part)
+        whole.index_copy_(0, group.targets, part)
     else:
-        whole[:, group.span] = part
+        whole[group.span] = part
 
 
-def _unfold(group: Group, part: Tensor) -> Tensor:
-    """``[heads, tokens, width] -> [rows · heads, longest, width]``; a view of a single row."""
+def _rows(group: Group, part: Tensor) -> Tensor:
+    """``[tokens, heads, width] -> [rows · heads, longest, width]``; a view of a single row."""
     if group.span is not None:
-        return part[:, group.span]
-    heads, _, width = part.shape
-    padded = part.index_select(1, group.tokens).view(heads, len(group.lengths), group.longest, width)
-    return padded.transpose(0, 1).reshape(-1, group.longest, width)
+        return part[group.span].transpose(0, 1)
+    return _heads_first(group, part.index_select(0, group.tokens))
 
 
-def _unfold_gradient(group: Group, dout: Tensor) -> Tensor:
+def _rows_of_gradient(group: Group, dout: Tensor) -> Tensor:
     """The same of an output's gradient. What stands at padding was nobody's output: its gradient is zero."""
     if group.span is not None:
-        return dout[:, group.span]
-    heads, _, width = dout.shape
-    rows = len(group.lengths)
-    padded = dout.new_zeros(heads, rows * group.longest, width)
-    padded.index_copy_(1, group.back, dout.index_select(1, group.targets))
-    return padded.view(heads, rows, group.longest, width).transpose(0, 1).reshape(-1, group.longest, width)
+        return dout[group.span].transpose(0, 1)
+    padded = dout.new_zeros(len(group.tokens), *dout.shape[1:])
+    padded.index_copy_(0, group.back, dout.index_select(0, group.targets))
+    return _heads_first(group, padded)
 
 
 def _behind(group: Group, part: Tensor) -> Tensor:
     """``[rows · heads, shared + longest, width]``: each row's own keys or values behind those of the beginning."""
-    own = _unfold(group, part)
-    if not group.shared:
-        return own
-    width = part.shape[2]
-    front = part[:, : group.shared].expand(len(group.lengths), -1, -1, -1).reshape(-1, group.shared, width)
-    return torch.cat((front, own), 1)
+    return _heads_first(group, part.index_select(0, group.seen)) if group.shared else _rows(group, part)
+
+
+def _heads_first(group: Group, laid: Tensor) -> Tensor:
+    """``[rows · length, heads, width] -> [rows · heads, length, width]``."""
+    _, heads, width = laid.shape
+    rows = len(group.lengths)
+    return laid.view(rows, -1, heads, width).transpose(1, 2).reshape(rows * heads, -1, width)
 
 
 def _own(group: Group, part: Tensor, skip: int) -> Tensor:
-    """``[rows, heads, skip + longest, width] -> [heads, n, width]``: the places that hold a token of the row."""
-    if group.span is not None:
-        return part[0][:, skip:]
-    rows, heads, _, width = part.shape
-    laid = part[:, :, skip:].transpose(0, 1).reshape(heads, rows * group.longest, width)
-    return laid.index_select(1, group.back)
+    """``[rows, heads, skip + longest, width] -> [n, heads, width]``: the places that hold a token of the row."""
+    laid = part[:, :, skip:].transpose(1, 2)
+    return laid[0] if group.span is not None else laid.flatten(0, 1).index_select(0, group.back)
 
 
 def _no_mask(*_args: Any, **_kwargs: Any) -> None:

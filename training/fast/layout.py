@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-SCORES = 1 << 19
+SCORES = 1 << 16
 """Attention scores of one head that are computed in one product; beyond it they no longer stay in the cache."""
 WIDE, ALIKE = 128, 0.85
 """Rows of more own tokens than ``WIDE`` fill a product by themselves: only those that are nearly as long join them."""
@@ -37,7 +37,7 @@ class Group:
     lengths: tuple[int, ...]
     shared: int
     causal: bool
-    _masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+    _masks: dict[tuple[int | None, torch.dtype], Tensor | None] = field(default_factory=dict)
 
     @property
     def longest(self) -> int:
@@ -52,17 +52,23 @@ class Group:
         start = int(self.tokens[0])
         return slice(start, start + self.lengths[0])
 
-    def mask(self, window: int | None) -> Tensor | None:
-        """``[rows, 1, longest, shared + longest]`` float32, −∞ where a token may not look; None if it may anywhere.
+    @cached_property
+    def seen(self) -> Tensor:
+        """``[rows · (shared + longest)]``: the beginning and then ``tokens``, for each row."""
+        front = torch.arange(self.shared, device=self.tokens.device).expand(len(self.lengths), -1)
+        return torch.cat((front, self.tokens.view(len(self.lengths), -1)), 1).flatten()
+
+    def mask(self, window: int | None, dtype: torch.dtype = torch.float32) -> Tensor | None:
+        """``[rows, 1, longest, shared + longest]``, −∞ where a token may not look; None if it may anywhere.
 
         Args:
             window: How far back a token sees, itself included; None: to the beginning.
         """
-        if window not in self._masks:
-            self._masks[window] = self._mask(window)
-        return self._masks[window]
+        if (window, dtype) not in self._masks:
+            self._masks[window, dtype] = self._mask(window, dtype)
+        return self._masks[window, dtype]
 
-    def _mask(self, window: int | None) -> Tensor | None:
+    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
         keys = torch.arange(-self.shared, self.longest)
         queries = torch.arange(self.longest)[:, None]
         allowed = (keys < torch.tensor(self.lengths)[:, None])[:, None, None, :].expand(-1, 1, self.longest, -1)
@@ -73,7 +79,7 @@ class Group:
         if bool(allowed.all()):
             return None
         allowed = allowed | (keys == queries)  # a padded place sees itself, or the softmax would divide by zero
-        return torch.zeros(allowed.shape).masked_fill_(~allowed, -math.inf).to(self.tokens.device)
+        return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, -math.inf).to(self.tokens.device)
 
 
 @dataclass(frozen=True)

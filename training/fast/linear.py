@@ -4,7 +4,7 @@
     dx = dy W + s (dy B) A               backward; W gets no gradient
     dA = s (dy B)ᵀ x,  dB = s dyᵀ (x Aᵀ)
 
-The products run in the type of ``weight``; A and B stay float32 and so do their gradients. What is saved for the
+The products run in one type; A and B stay float32 and so do their gradients. What is saved for the
 backward pass is x and the narrow x Aᵀ.
 """
 
@@ -14,58 +14,57 @@ import torch
 from torch import Tensor, nn
 
 from training.fast.dropout import kept
+from training.fast.frozen import FrozenWeight
 
 
 class _LoraLinear(torch.autograd.Function):
-    """Torch's protocol for the equations above; ``weight`` is ``[in, out]``."""
+    """Torch's protocol for the equations above."""
 
     @staticmethod
     def forward(  # noqa: PLR0917 (torch's protocol)
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float, drop: float
+        ctx: Any, x: Tensor, frozen: FrozenWeight, dtype: torch.dtype, a: Tensor, b: Tensor, scaling: float, drop: float
     ) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1]).to(weight.dtype)
+        flat = x.reshape(-1, x.shape[-1]).to(dtype)
         left = kept(flat.shape, drop, flat) if drop else None
-        narrow = (flat if left is None else flat * left) @ a.to(weight.dtype).T
-        y = flat @ weight if bias is None else torch.addmm(bias, flat, weight)
-        y.addmm_(narrow, b.to(weight.dtype).T, alpha=scaling)
-        ctx.save_for_backward(flat, weight, a, b, narrow, left)
-        ctx.scaling, ctx.shape, ctx.dtype = scaling, x.shape, x.dtype
-        return y.view(*x.shape[:-1], weight.shape[1])
+        narrow = (flat if left is None else flat * left) @ a.to(dtype).T
+        y = frozen.product(flat, dtype)
+        y.addmm_(narrow, b.to(dtype).T, alpha=scaling)
+        ctx.save_for_backward(flat, a, b, narrow, left)
+        ctx.frozen, ctx.scaling, ctx.shape, ctx.dtypes = frozen, scaling, x.shape, (x.dtype, dtype)
+        return y.view(*x.shape[:-1], frozen.width)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        flat, weight, a, b, narrow, left = ctx.saved_tensors
-        dy = dy.reshape(-1, weight.shape[1]).to(weight.dtype)
-        dnarrow = (dy @ b.to(weight.dtype)).mul_(ctx.scaling)
+        flat, a, b, narrow, left = ctx.saved_tensors
+        outer, dtype = ctx.dtypes
+        dy = dy.reshape(-1, ctx.frozen.width).to(dtype)
+        dnarrow = (dy @ b.to(dtype)).mul_(ctx.scaling)
         da = (dnarrow.T @ (flat if left is None else flat * left)).to(a.dtype)
         db = (narrow.T @ dy).T.mul(ctx.scaling).to(b.dtype)  # this way round the narrow side is cheap
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = dy @ weight.T
+            dx = ctx.frozen.back(dy, dtype)
             if left is None:
-                dx.addmm_(dnarrow, a.to(weight.dtype))
+                dx.addmm_(dnarrow, a.to(dtype))
             else:
-                dx.add_((dnarrow @ a.to(weight.dtype)).mul_(left))
-            dx = dx.view(ctx.shape).to(ctx.dtype)
+                dx.add_((dnarrow @ a.to(dtype)).mul_(left))
+            dx = dx.view(ctx.shape).to(outer)
         return dx, None, None, da, db, None, None
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """A linear layer without an adapter, in the type of its weight ``[in, out]``."""
+    """A linear layer without an adapter."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1]).to(weight.dtype)
-        ctx.save_for_backward(weight)
-        ctx.shape, ctx.dtype = x.shape, x.dtype
-        y = flat @ weight if bias is None else torch.addmm(bias, flat, weight)
-        return y.view(*x.shape[:-1], weight.shape[1])
+    def forward(ctx: Any, x: Tensor, frozen: FrozenWeight, dtype: torch.dtype) -> Tensor:
+        ctx.frozen, ctx.shape, ctx.dtypes = frozen, x.shape, (x.dtype, dtype)
+        return frozen.product(x.reshape(-1, x.shape[-1]), dtype).view(*x.shape[:-1], frozen.width)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        (weight,) = ctx.saved_tensors
-        dx = dy.reshape(-1, weight.shape[1]).to(weight.dtype) @ weight.T
-        return dx.view(ctx.shape).to(ctx.dtype), None, None
+        outer, dtype = ctx.dtypes
+        dx = ctx.frozen.back(dy.reshape(-1, ctx.frozen.width), dtype)
+        return dx.view(ctx.shape).to(outer), None, None
 
 
 class Arithmetic:
@@ -73,26 +72,6 @@ class Arithmetic:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
-
-
-class FrozenWeight:
-    """Weight ``[in, out]`` and bias ``[out]`` of a Linear or a Conv1D, in every type that was asked for.
-
-    float32 is the layer's own memory; another type is a copy, made once.
-    """
-
-    def __init__(self, layer: Any) -> None:
-        weight = layer.weight.detach()
-        self._weight = weight.T if isinstance(layer, nn.Linear) else weight
-        self._bias = None if layer.bias is None else layer.bias.detach()
-        self._rounded: dict[torch.dtype, tuple[Tensor, Tensor | None]] = {}
-
-    def of(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """(weight, bias) in ``dtype``."""
-        if dtype not in self._rounded:
-            bias = None if self._bias is None else self._bias.to(dtype)
-            self._rounded[dtype] = (self._weight.to(dtype), bias)
-        return self._rounded[dtype]
 
 
 class FastLora:
@@ -111,13 +90,14 @@ class FastLora:
     def __call__(self, x: Tensor) -> Tensor:
         """``[…, in] -> […, out]`` in the type of the products."""
         layer, name = self._layer, self._name
-        weight, bias = self._frozen.of(self._arithmetic.dtype)
+        dtype = self._arithmetic.dtype
         if layer.disable_adapters:  # asked for the base by PEFT's disable_adapter()
-            return _FrozenLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call, no-any-return]
+            return _FrozenLinear.apply(x, self._frozen, dtype)  # type: ignore[no-untyped-call, no-any-return]
         dropout = layer.lora_dropout[name]
         drop = dropout.p if layer.training and isinstance(dropout, nn.Dropout) else 0.0
         a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-        y: Tensor = _LoraLinear.apply(x, weight, bias, a, b, layer.scaling[name], drop)  # type: ignore[no-untyped-call]
+        scaling = layer.scaling[name]
+        y: Tensor = _LoraLinear.apply(x, self._frozen, dtype, a, b, scaling, drop)  # type: ignore[no-untyped-call]
         return y
 
 
@@ -129,5 +109,5 @@ class FastFrozen:
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[…, in] -> […, out]`` in the type of the products."""
-        y: Tensor = _FrozenLinear.apply(x, *self._frozen.of(self._arithmetic.dtype))  # type: ignore[no-untyped-call]
+        y: Tensor = _FrozenLinear.apply(x, self._frozen, self._arithmetic.dtype)  # type: ignore[no-untyped-call]
         return y

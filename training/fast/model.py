@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.pytorch_utils import Conv1D
 
+from adapters.architecture import ENCODERS
+from adapters.heads import BackboneStub
 from training.fast.attention import NAME, attending
 from training.fast.dropout import FastDropout
+from training.fast.frozen import FrozenWeight
 from training.fast.head import CHUNK, cross_entropy
 from training.fast.layout import Layout, pack
-from training.fast.linear import Arithmetic, FastFrozen, FastLora, FrozenWeight
+from training.fast.linear import Arithmetic, FastFrozen, FastLora
 from training.fast.narrow import narrow_last, reading
 
 Rows = Sequence[Sequence[int]]
@@ -140,9 +142,8 @@ class FastModel:
         """Σ weight · −log p(token) over all rows, float32, and nothing else of the width of the vocabulary."""
         wanted = self._wanted(rows, targets)
         output = self._outputs(wanted)
-        if self.levers.loss_rows and self._projection is not None:
-            bias = getattr(self._head, "bias", None)
-            return cross_entropy(output, self._projection, bias, wanted.tokens, wanted.weights)
+        if self.levers.loss_rows and self._output is not None:
+            return cross_entropy(output, self._output, self._output_dtype, wanted.tokens, wanted.weights)
         each = nn.functional.cross_entropy(self._logits(output).float(), wanted.tokens, reduction="none")
         return (each * wanted.weights).sum()
 
@@ -210,12 +211,10 @@ class FastModel:
         if not self.levers.loss_rows:
             return output
         with self._precision():
-            if self._projection is None:
-                logits: Tensor = self._head(output)  # type: ignore[misc]
-                return logits
-            logits = output.to(self._projection.dtype) @ self._projection.T
-            bias = getattr(self._head, "bias", None)
-            return logits if bias is None else logits + bias
+            if self._output is not None:
+                return self._output.product(output, self._output_dtype)
+            logits: Tensor = self._head(output)  # type: ignore[misc]
+            return logits
 
     def _hidden(self, laid: "_Laid", places: Tensor) -> Tensor:
         """``[n, hidden]``: final hidden states at ``places``."""
@@ -281,12 +280,9 @@ class FastModel:
             self._output = FrozenWeight(self._head)
 
     @property
-    def _projection(self) -> Tensor | None:
-        """``[vocabulary, hidden]`` of an output layer that is not trained."""
-        if self._output is None:
-            return None
-        weight, _ = self._output.of(self.dtype if self.levers.fused else torch.float32)
-        return weight.T
+    def _output_dtype(self) -> torch.dtype:
+        """Of the products with an output layer that is not trained."""
+        return self.dtype if self.levers.fused else torch.float32
 
     def _fuse(self) -> None:
         rounds = {self.dtype, self._coarse} != {torch.float32}
@@ -336,23 +332,10 @@ class _Wanted:
     counts: Tensor
 
 
-class _Stub(nn.Module):
-    """Stands where a classifier's backbone was; its "embeddings" are the backbone's final hidden states."""
-
-    def __init__(self, pooler: nn.Module | None) -> None:
-        super().__init__()
-        self._pooler = [pooler]  # in a list, so that it is not a part of this
-
-    def forward(self, input_ids: Tensor, *, inputs_embeds: Tensor, **_: Any) -> Any:
-        # What is pooled by rounded weights goes on to a head that is trained in float32.
-        pooled = None if self._pooler[0] is None else self._pooler[0](inputs_embeds).to(inputs_embeds.dtype)
-        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=inputs_embeds, pooler_output=pooled)
-
-
 def _head_only(classifier: Any, backbone: Any) -> Any:
     """The same classifier over hidden states that are there already; the same parameters."""
     head = copy(classifier)
-    stub = _Stub(getattr(backbone, "pooler", None))
+    stub = BackboneStub(getattr(backbone, "pooler", None))
     head._modules = {**classifier._modules, classifier.base_model_prefix: stub}
     return head
 
@@ -376,8 +359,6 @@ def _generates(model: Any) -> bool:
 
 
 def _is_encoder(config: Any) -> bool:
-    from adapters.architecture import ENCODERS
-
     return config.model_type in ENCODERS
 
 

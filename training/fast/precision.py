@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 _ROWS, _IN, _OUT = 384, 768, 3072
-_ROUNDS = 3
+_ROUNDS, _TURNS = 3, 4
 _ENOUGH = 1.25
 """How many times faster bfloat16 has to be to be worth its rounding."""
 _ABOUT = 0.8
@@ -61,12 +61,15 @@ def choose_precision(name: Literal["auto", "float32", "bfloat16"], device: torch
     if name == "bfloat16":
         return Precision(torch.bfloat16)
     x, weight = _example()
-    rates, errors = {}, {}
+    ways: tuple[Matmul, Matmul] = ("highest", "medium")
+    rates, errors = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0.0)
     exact = x.double() @ weight.double()
-    for matmul in ("highest", "medium"):
-        with Precision(torch.float32, matmul).active():
-            rates[matmul] = _rate(x, weight)
-            errors[matmul] = float(((x @ weight).double() - exact).abs().max())
+    # In turns, and the best of many: what else the machine does must not choose.
+    for _ in range(_TURNS):
+        for matmul in ways:
+            with Precision(torch.float32, matmul).active():
+                rates[matmul] = max(rates[matmul], _rate(x, weight))
+                errors[matmul] = float(((x @ weight).double() - exact).abs().max())
     as_exact = errors["medium"] <= _SAME * errors["highest"]
     # Where both are about as fast it must not be chance: the same seed would make other bytes.
     best: Matmul = "medium" if as_exact and rates["medium"] >= _ABOUT * rates["highest"] else "highest"

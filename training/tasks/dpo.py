@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from adapters.errors import TemplateError
-from adapters.templates import completion_ids
 from training.config import DpoConfig
 from training.data.lengths import find_template
 from training.data.rows import PreferenceRow
+from training.data.unfit import answer_ids
 from training.dpo import DpoLoss, check_alone, check_installed
-from training.errors import DataError, Problem
 from training.evaluation.metrics import preference_metrics
 from training.fast.model import FastModel, Rows, Target
 from training.model import load_causal
@@ -49,24 +47,14 @@ class DpoTask(Task[PreferenceRow, PreferenceExample]):
         check_installed()
         check_alone(int(os.environ.get("WORLD_SIZE", "1")))
         self._template = find_template(config.template)
-        self._problems: list[Problem] = []
         self._objective: DpoLoss | None = None
         self._preferred: dict[PreferenceExample, float] = {}
         super().__init__(config)
 
     def encode_row(self, row: PreferenceRow) -> Sequence[PreferenceExample]:
         """Both answers with one end token each behind the prompt, as it is rendered when served."""
-        try:
-            prompt = self._template.encode(self.tokenizer, row.prompt)
-        except TemplateError as error:
-            self._problem(row, str(error), "pass --template chat, or a Jinja file that can")
-            return []
-        eos = self.tokenizer.eos_token_id
-        answers = [completion_ids(self.tokenizer, answer) for answer in (row.chosen, row.rejected)]
-        if any(eos in answer for answer in answers):
-            what = f"an answer holds {self.tokenizer.eos_token}, which is how the base ends an answer"
-            self._problem(row, what, "take it out of the text")
-            return []
+        prompt, eos = self._template.encode(self.tokenizer, row.prompt), self.tokenizer.eos_token_id
+        answers = [answer_ids(self.tokenizer, answer) for answer in (row.chosen, row.rejected)]
         chosen, rejected = ((*prompt, *answer, eos) for answer in answers)
         return [
             PreferenceExample(
@@ -75,9 +63,7 @@ class DpoTask(Task[PreferenceRow, PreferenceExample]):
         ]
 
     def finish(self) -> None:
-        """Refuse what cannot be rendered; leave out pairs of which an answer is too long."""
-        if self._problems:
-            raise DataError(self._problems)
+        """Leave out pairs of which an answer is too long."""
         self.keep(
             lambda example: max(len(example.ids), len(example.rejected)) <= self.max_length,
             f"rows of more than {self.max_length} tokens are left out (--max-length)",
@@ -165,9 +151,6 @@ class DpoTask(Task[PreferenceRow, PreferenceExample]):
             "loss": float(-logsigmoid(rewards).mean()),
             **preference_metrics(rewards.tolist(), [0.0] * len(margins)),
         }
-
-    def _problem(self, row: PreferenceRow, what: str, mend: str) -> None:
-        self._problems.append(Problem(row.place.file, row.place.where, row.place.number, what, mend))
 
 
 def _preference(fast: FastModel, example: PreferenceExample) -> float:

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from adapters.errors import TemplateError
-from adapters.templates import PromptInput, completion_ids
+from adapters.templates import PromptInput
 from training.config import InstructConfig
 from training.data.lengths import find_template
 from training.data.rows import Exchange, InstructRow
-from training.errors import DataError, Problem
+from training.data.unfit import answer_ids
 from training.fast.model import FastModel
 from training.reporting.results import Sample
 from training.tasks.examples import AnswerExample, Learned
@@ -22,32 +21,20 @@ class InstructTask(LanguageTask[InstructRow]):
 
     def __init__(self, config: InstructConfig) -> None:
         self._template = find_template(config.template)
-        self._problems: list[Problem] = []
         super().__init__(config)
 
     def encode_row(self, row: InstructRow) -> Sequence[AnswerExample]:
         """The exchanges as one row where each prompt continues the one before, as serving would render it."""
         examples: list[AnswerExample] = []
         for exchange in row.exchanges:
-            try:
-                prompt = self._template.encode(self.tokenizer, exchange.prompt)
-            except TemplateError as error:
-                self._problem(row, str(error), "pass --template chat, or a Jinja file that can")
-                return []
-            answer = completion_ids(self.tokenizer, exchange.answer)
-            if self.tokenizer.eos_token_id in answer:
-                what = f"an answer holds {self.tokenizer.eos_token}, which is how the base ends an answer"
-                self._problem(row, what, "take it out of the text")
-                return []
-            ids = (*prompt, *answer, self.tokenizer.eos_token_id)
+            prompt = self._template.encode(self.tokenizer, exchange.prompt)
+            ids = (*prompt, *answer_ids(self.tokenizer, exchange.answer), self.tokenizer.eos_token_id)
             before = examples.pop() if examples and _continues(examples[-1].ids, ids) else None
             examples.append(self._example(row, exchange, ids, len(prompt), before))
         return [_trimmed(example) for example in examples if example.weight]
 
     def finish(self) -> None:
-        """Refuse what cannot be rendered; leave out rows that are too long, since their end is what matters most."""
-        if self._problems:
-            raise DataError(self._problems)
+        """Leave out rows that are too long, since their end is what matters most."""
         self.keep(
             lambda example: len(example.ids) <= self.max_length,
             f"rows of more than {self.max_length} tokens are left out (--max-length)",
@@ -76,9 +63,6 @@ class InstructTask(LanguageTask[InstructRow]):
         if before is not None and before.learned:
             return AnswerExample(row.place, ids, learned, before.prompt_length, before.text, before.expected)
         return AnswerExample(row.place, ids, learned, prompt, spoken(exchange.prompt), exchange.answer.strip())
-
-    def _problem(self, row: InstructRow, what: str, mend: str) -> None:
-        self._problems.append(Problem(row.place.file, row.place.where, row.place.number, what, mend))
 
 
 def spoken(prompt: PromptInput) -> str:

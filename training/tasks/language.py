@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from training.config import AnsweringConfig
+from training.data.dataset import Row
 from training.evaluation.metrics import answer_metrics
 from training.fast.model import FastModel, Rows, Target
 from training.model import load_causal
@@ -16,7 +17,7 @@ from training.tasks.answers import greedy
 from training.tasks.examples import AnswerExample
 from training.tasks.task import Metrics, Task
 
-AnyRow = TypeVar("AnyRow")
+AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 class LanguageTask(Task[AnyRow, AnswerExample]):

@@ -7,12 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from adapters.errors import TemplateError
 from adapters.templates import scored_end, scored_ids
 from training.config import RewardConfig
 from training.data.lengths import find_template
 from training.data.rows import PreferenceRow
-from training.errors import DataError, Problem
 from training.evaluation.metrics import preference_metrics
 from training.fast.model import FastModel, Rows, Target
 from training.model import load_classifier
@@ -31,26 +29,18 @@ class RewardTask(Task[PreferenceRow, PairExample]):
 
     def __init__(self, config: RewardConfig) -> None:
         self._template = find_template(config.template)
-        self._problems: list[Problem] = []
         super().__init__(config)
 
     def encode_row(self, row: PreferenceRow) -> Sequence[PairExample]:
         """Both answers behind the same prompt, as they are scored when served."""
-        try:
-            chosen, rejected = (
-                tuple(scored_ids(self._template, self.tokenizer, row.prompt, answer))
-                for answer in (row.chosen, row.rejected)
-            )
-        except TemplateError as error:
-            mend = "pass --template chat, or a Jinja file that can"
-            self._problems.append(Problem(row.place.file, row.place.where, row.place.number, str(error), mend))
-            return []
+        chosen, rejected = (
+            tuple(scored_ids(self._template, self.tokenizer, row.prompt, answer))
+            for answer in (row.chosen, row.rejected)
+        )
         return [PairExample(row.place, chosen, rejected, spoken(row.prompt), row.chosen, row.rejected)]
 
     def finish(self) -> None:
-        """Refuse what cannot be rendered; leave out pairs of which an answer is too long."""
-        if self._problems:
-            raise DataError(self._problems)
+        """Leave out pairs of which an answer is too long."""
         self.keep(
             lambda example: max(len(example.ids), len(example.rejected)) <= self.max_length,
             f"rows of more than {self.max_length} tokens are left out (--max-length)",

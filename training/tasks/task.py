@@ -4,6 +4,7 @@ A task is made from its configuration, which reads and checks the rows; then it 
 differs between answering, classifying, reading and scoring stays behind this face.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Literal, TypeVar, cast
@@ -13,15 +14,16 @@ from torch import Tensor
 
 from adapters.base import BaseSource
 from training.config import TrainConfig
-from training.data.dataset import Dataset, read_dataset
+from training.data.dataset import Dataset, Row, read_dataset
 from training.data.inspection import inspect
 from training.data.split import Split, divide
-from training.errors import ConfigError
+from training.data.unfit import UNFIT, problem_of
+from training.errors import ConfigError, DataError, Problem
 from training.fast.model import FastModel, Rows, Target
 from training.reporting.results import Evaluation, Sample
 from training.tasks.examples import Example
 
-AnyRow = TypeVar("AnyRow")
+AnyRow = TypeVar("AnyRow", bound=Row)
 AnyExample = TypeVar("AnyExample", bound=Example)
 Metrics = dict[str, float]
 _PROBES = 4
@@ -68,13 +70,8 @@ class Task(ABC, Generic[AnyRow, AnyExample]):
             order=config.split,
             seed=config.seed,
         )
-        split: Mapping[str, Any] = {
-            "train": self.rows.train,
-            "validation": self.rows.validation,
-            "test": self.rows.test,
-        }
         found = inspect(
-            split,
+            {"train": self.rows.train, "validation": self.rows.validation, "test": self.rows.test},
             labels=self.dataset.labels,
             multi_label=self.dataset.multi_label,
             passed_over=self.dataset.passed_over,
@@ -83,7 +80,11 @@ class Task(ABC, Generic[AnyRow, AnyExample]):
 
     @abstractmethod
     def encode_row(self, row: AnyRow) -> Sequence[AnyExample]:
-        """A row as token ids for the base."""
+        """A row as token ids for the base.
+
+        Raises:
+            TemplateError, EndTokenError: it cannot be rendered, or holds what ends an answer.
+        """
 
     @abstractmethod
     def load_model(self) -> Any:
@@ -138,6 +139,12 @@ class Task(ABC, Generic[AnyRow, AnyExample]):
         total = sum(float(self.loss(fast, batch)) for batch in self.batches(examples))
         return total / (self.weight(examples) or 1.0)
 
+    @torch.no_grad()
+    def culprits(self, fast: FastModel, examples: Sequence[AnyExample]) -> list[str]:
+        """Where the rows stand whose loss, each alone, is no number; where all of them stand if none is."""
+        alone = [row for row in examples if not math.isfinite(float(self.loss(fast, [row])))]
+        return sorted({str(row.place) for row in alone or examples})
+
     def batches(self, examples: Sequence[AnyExample]) -> Iterator[list[AnyExample]]:
         """Examples of like length together, for evaluation, where the order does not matter."""
         ordered = sorted(examples, key=lambda example: example.tokens)
@@ -159,7 +166,10 @@ class Task(ABC, Generic[AnyRow, AnyExample]):
         if self.max_length < self.config.max_length:
             self.notes.append(f"rows may have {self.max_length} tokens: the context of {base.id} is no longer")
         parts = (self.rows.train, self.rows.validation, self.rows.test)
-        self.examples = Split(*([example for row in part for example in self.encode_row(row)] for part in parts))
+        problems: list[Problem] = []
+        self.examples = Split(*(self._encoded(part, problems) for part in parts))
+        if problems:
+            raise DataError(problems)
         self.finish()
         for part, examples in (("training", self.examples.train), ("validation", self.examples.validation)):
             if not examples:
@@ -184,6 +194,16 @@ class Task(ABC, Generic[AnyRow, AnyExample]):
         self.examples = Split(*kept)
         if not self.examples.train or not self.examples.validation:
             raise ConfigError(f"{left_out} {why}, and none are left to train on or to validate on")
+
+    def _encoded(self, rows: Sequence[AnyRow], problems: list[Problem]) -> list[AnyExample]:
+        """Rows as token ids; those that the template or the tokenizer refuses become problems."""
+        examples: list[AnyExample] = []
+        for row in rows:
+            try:
+                examples += self.encode_row(row)
+            except UNFIT as error:
+                problems.append(problem_of(row.place, error))
+        return examples
 
     def _parts(self) -> tuple[list[AnyExample], ...]:
         return (self.examples.train, self.examples.validation, self.examples.test)

@@ -1,12 +1,14 @@
 """Cross-entropy through a frozen output layer, against torch's own."""
 
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from training.fast import head
-from training.fast.head import cross_entropy
+from training.fast.frozen import FrozenWeight
 
 ROWS, HIDDEN, WORDS = 11, 6, 17
 
@@ -20,6 +22,18 @@ def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, 
         torch.randint(0, WORDS, (ROWS,)),
         torch.rand(ROWS, dtype=dtype) * 2,
     )
+
+
+def cross_entropy(
+    hidden: Tensor, projection: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor, dtype: Any = None
+) -> Tensor:
+    """Ours through a layer of these weights."""
+    layer = nn.Linear(projection.shape[1], projection.shape[0], bias=bias is not None, dtype=projection.dtype)
+    layer.requires_grad_(False)
+    layer.weight.copy_(projection)
+    if bias is not None:
+        layer.bias.copy_(bias)
+    return head.cross_entropy(hidden, FrozenWeight(layer), dtype or projection.dtype, targets, weights)
 
 
 def plain(hidden: Tensor, projection: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor) -> Tensor:
@@ -59,7 +73,7 @@ def test_a_weight_of_zero_counts_nothing() -> None:
 def test_rounded_products() -> None:
     """The output layer in bfloat16: the loss is float32, the gradient has the type of the hidden states."""
     hidden, projection, bias, targets, weights = inputs(torch.float32)
-    loss = cross_entropy(hidden, projection.bfloat16(), bias, targets, weights)
+    loss = cross_entropy(hidden, projection, bias, targets, weights, torch.bfloat16)
     assert loss.dtype == torch.float32
     expected = plain(hidden, projection, bias, targets, weights)
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=2e-2)

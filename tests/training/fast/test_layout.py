@@ -64,9 +64,9 @@ def test_every_token_is_in_one_group() -> None:
 
 
 def test_long_rows_are_not_padded_to_longer_ones() -> None:
-    """Short ones are: there a product for each would cost more than the padding."""
-    long = Layout(0, (400, 390, 200, 190, 100, 3), False, CPU)
-    assert [group.lengths for group in long.groups] == [(400, 390), (200, 190), (100, 3)]
+    """Short ones are: there a product for each would cost more than the padding. The longest are alone in any case."""
+    long = Layout(0, (400, 390, 160, 150, 130, 100, 3), False, CPU)
+    assert [group.lengths for group in long.groups] == [(400,), (390,), (160, 150), (130,), (100, 3)]
 
 
 def test_masks() -> None:
@@ -77,3 +77,13 @@ def test_masks() -> None:
     assert mask is not None
     assert (mask == 0)[:, 0].tolist() == [[[True, False], [True, True]], [[True, False], [True, True]]]
     assert group.mask(None) is mask
+
+
+def test_what_a_row_sees() -> None:
+    """The beginning and then its own tokens, each row by itself."""
+    beginning, group = Layout(2, (1, 3), True, CPU).groups
+    assert group.lengths == (3, 1)
+    assert group.seen.view(2, -1)[:, :2].tolist() == [[0, 1]] * 2
+    assert group.seen.view(2, -1)[0].tolist() == [0, 1, 3, 4, 5]
+    assert group.seen.view(2, -1)[1, 2] == 2
+    assert beginning.shared == 0

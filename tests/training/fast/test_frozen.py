@@ -1,0 +1,67 @@
+"""Products with weights that are not trained, packed or not."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from training.fast import frozen
+from training.fast.frozen import FrozenWeight
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Linear(33, 70),
+    "no bias": lambda: nn.Linear(33, 70, bias=False),
+    "Conv1D": lambda: Conv1D(70, 33),
+}
+
+
+def made(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    layer = LAYERS[name]().requires_grad_(False)
+    for parameter in layer.parameters():
+        parameter.copy_(torch.randn(parameter.shape))
+    return layer
+
+
+@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize("rows", [1, 3, 150])
+@pytest.mark.parametrize("name", LAYERS)
+def test_both_products(name: str, rows: int, packs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each type as near to the layer's own as the type is; whatever the number of rows it was packed for."""
+    monkeypatch.setattr(frozen, "_CAN_PACK", packs and frozen._CAN_PACK)
+    layer = made(name)
+    weight = FrozenWeight(layer)
+    weight.product(torch.randn(7, 33), torch.bfloat16)
+    x, dy = torch.randn(rows, 33, requires_grad=True), torch.randn(rows, 70)
+    out = layer(x)
+    (dx,), expected = torch.autograd.grad(out, x, dy), out.detach()
+    for dtype, near in ((torch.float32, 1e-6), (torch.bfloat16, 1e-2)):
+        y, back = weight.product(x.detach(), dtype), weight.back(dy, dtype)
+        assert y.dtype == back.dtype == dtype
+        assert float((y - expected).norm() / expected.norm()) < near
+        assert float((back - dx).norm() / dx.norm()) < near
+    assert weight.width == 70
+
+
+def test_float32_is_the_layers_own_memory() -> None:
+    layer = made("linear")
+    weight = FrozenWeight(layer)
+    before = weight.product(torch.ones(1, 33), torch.float32)
+    layer.weight.zero_()
+    assert torch.equal(weight.product(torch.ones(1, 33), torch.float32)[0], layer.bias)
+    assert not torch.equal(before[0], layer.bias)
+
+
+def test_rows_that_are_not_contiguous() -> None:
+    """Gradients come as views."""
+    weight = FrozenWeight(made("linear"))
+    wide = torch.randn(20, 140)
+    for part in (wide[:, :70], wide[::2, 70:]):
+        expected = weight.back(part.clone(memory_format=torch.contiguous_format), torch.bfloat16)
+        assert torch.equal(weight.back(part, torch.bfloat16), expected)
+        rounded = part.bfloat16()[:, :33]
+        assert torch.equal(
+            weight.product(rounded, torch.bfloat16), weight.product(rounded.contiguous(), torch.bfloat16)
+        )

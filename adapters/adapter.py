@@ -15,7 +15,8 @@ from adapters.extras import copy_extras
 from adapters.files import content_digest, copy_regular
 from adapters.manifest import MANIFEST_FILE, BaseRef, EosSpec, Manifest, Task, read_manifest
 from adapters.templates import PromptInput, PromptTemplate, chat_text, scored_end
-from adapters.weights import PICKLE_FILE, WEIGHTS_FILE, AdapterWeights, has_head, load_weights
+from adapters.tensors import Bytes, read_bytes
+from adapters.weights import PICKLE_FILE, WEIGHTS_FILE, AdapterWeights, load_weights
 
 FILES = (CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE)
 MAX_CLASSIFY_LENGTH = 512  # tokens of a text to classify, where nobody said how many it was trained with
@@ -51,10 +52,11 @@ def load_adapter(folder: Path, base: BaseSource, *, digest: str | None = None, r
         AdapterUnsupportedError: it asks for what is not served.
         TemplateError: its template does not compile, or is not the one that its manifest states.
     """
-    with ThreadPoolExecutor(1) as hasher:  # beside the reading, as it takes about as long
-        hashed = hasher.submit(content_digest, folder, FILES)
+    data = read_bytes(folder / WEIGHTS_FILE)
+    with ThreadPoolExecutor(1) as hasher:  # beside the checks, as it takes about as long
+        hashed = hasher.submit(content_digest, folder, FILES, {WEIGHTS_FILE: data.data})
         try:
-            manifest, spec, weights = _read(folder, base)
+            manifest, spec, weights = _read(folder, base, data)
         except AdapterError:
             _check_digest(folder, digest, hashed.result())  # altered bytes explain whatever else is wrong
             raise
@@ -63,11 +65,11 @@ def load_adapter(folder: Path, base: BaseSource, *, digest: str | None = None, r
     return Adapter(content, ref, manifest, spec, weights)
 
 
-def _read(folder: Path, base: BaseSource) -> tuple[Manifest, LoraSpec, AdapterWeights]:
+def _read(folder: Path, base: BaseSource, data: Bytes) -> tuple[Manifest, LoraSpec, AdapterWeights]:
     manifest = read_manifest(folder)
     check_base(manifest, base)
     spec = read_lora_config(folder)
-    weights = load_weights(folder, spec, base)
+    weights = load_weights(folder, spec, base, data)
     _check_task(manifest, weights)
     _check_lengths(manifest, base)
     _check_prompt(manifest, base)
@@ -126,7 +128,7 @@ def infer_manifest(
     """
     spec = read_lora_config(folder)
     weights = load_weights(folder, spec, base)
-    task: Task = "generate" if not has_head(folder) else "score" if score else "classify"
+    task: Task = "generate" if not weights.head else "score" if score else "classify"
     _check_stated(task, template, labels, multi_label=multi_label, score=score)
     inferred: list[JsonValue] = ["max_length"] if spec.task_type else ["task", "max_length"]
     prompt = eos = None

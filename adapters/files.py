@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -72,16 +72,27 @@ def copy_regular(source: Path, target: Path, *, most: int | None = None) -> None
 _CHUNK = 8 << 20  # large, so that a thread that hashes seldom asks for the interpreter
 
 
-def content_digest(folder: Path, names: tuple[str, ...]) -> str:
-    """sha256 over the sorted (file name, sha256 of its bytes) of those files; 64 hex digits."""
+def content_digest(folder: Path, names: tuple[str, ...], read: Mapping[str, memoryview] | None = None) -> str:
+    """sha256 over the sorted (file name, sha256 of its bytes) of those files; 64 hex digits.
+
+    Args:
+        folder: Where they are.
+        names: Their names.
+        read: The bytes of those that were read already, which are then not read again.
+    """
     digest = hashlib.sha256()
     for name in sorted(names):
-        with open_regular(folder / name) as stream:
-            inner = hashlib.sha256()
-            while chunk := stream.read(_CHUNK):
-                inner.update(chunk)
+        inner = hashlib.sha256(read[name]) if read and name in read else _file_digest(folder / name)
         digest.update(f"{name} {inner.hexdigest()}\n".encode())
     return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> "hashlib._Hash":
+    inner = hashlib.sha256()
+    with open_regular(path) as stream:
+        while chunk := stream.read(_CHUNK):
+            inner.update(chunk)
+    return inner
 
 
 def _no_constant(name: str) -> None:

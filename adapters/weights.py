@@ -6,12 +6,10 @@ base_model.model.<head tensor>                                 the classificatio
 """
 
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load
+from safetensors import SafetensorError
 from torch import Tensor
 
 from adapters.base import BaseSource
@@ -22,7 +20,7 @@ from adapters.errors import (
     AdapterUnsupportedError,
     named,
 )
-from adapters.files import open_regular
+from adapters.tensors import Bytes, TensorFile, parse_tensors, read_bytes
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
@@ -78,56 +76,47 @@ class AdapterWeights:
         return max((pair.rank for pair in self.pairs.values()), default=0)
 
 
-def load_weights(folder: Path, spec: LoraSpec, base: BaseSource) -> AdapterWeights:
-    """Read ``adapter_model.safetensors`` in ``folder`` and fit it to the base, or say all that is wrong with it.
+def load_weights(folder: Path, spec: LoraSpec, base: BaseSource, data: Bytes | None = None) -> AdapterWeights:
+    """Fit ``adapter_model.safetensors`` in ``folder`` to the base, or say all that is wrong with it.
+
+    Args:
+        folder: The adapter.
+        spec: Its config.
+        base: The base.
+        data: The file's bytes, if they were read already. The pairs are parts of them: they must not change.
 
     Raises:
         AdapterFormatError: no file, a pickle, a broken file, values that are not finite.
         AdapterUnsupportedError: DoRA, embeddings, biases, trained modules other than the head.
         AdapterMismatchError: keys or shapes that the base does not have, halves of pairs, missing tensors.
     """
-    tensors = _read(folder)
+    _refuse_pickle(folder)
+    file = _parse(read_bytes(folder / WEIGHTS_FILE) if data is None else data)
+    tensors = file.tensors
     _check_keys(list(tensors))
-    _check_base_copy(tensors, base)
+    tensors = _without_base_copy(tensors, base)
     lora = {key: tensor for key, tensor in tensors.items() if key.endswith((_A, _B))}
-    head = {_head_name(key): tensor for key, tensor in tensors.items() if key not in lora}
+    # A head is kept as it is, where pairs are laid out anew: it must not keep all the bytes.
+    head = {_head_name(key): tensor.clone() for key, tensor in tensors.items() if key not in lora}
     num_labels = _check_head(head, spec, base)
     pairs = _pairs(lora, spec, base, classifies=bool(head))
-    _check_finite(tensors)
+    if not file.is_finite():
+        _check_finite(tensors)
     return AdapterWeights(pairs, head, num_labels)
 
 
-def has_head(folder: Path) -> bool:
-    """Whether the file holds tensors beside LoRA pairs; reads its header only."""
-    with _opened(folder) as file:
-        return any(not key.endswith((_A, _B)) for key in file.keys())  # noqa: SIM118 (not a mapping)
-
-
-def _read(folder: Path) -> dict[str, Tensor]:
-    _refuse_pickle(folder)
-    with open_regular(folder / WEIGHTS_FILE) as stream:
-        data = stream.read()  # not mapped: what was checked is what is served, whatever becomes of the file
+def _parse(data: Bytes) -> TensorFile:
     try:
-        tensors = dict(sorted(load(data).items()))  # in an order that messages can rely on
+        file = parse_tensors(data)
     except (SafetensorError, KeyError) as error:
-        raise _unreadable(data[:16], error) from error
-    if not tensors:
+        raise _unreadable(data[:16].tobytes(), error) from error
+    if not file.tensors:
         raise AdapterMismatchError(f"{WEIGHTS_FILE} holds no tensors at all", key=WEIGHTS_FILE)
-    odd = [key for key, tensor in tensors.items() if tensor.dtype not in _DTYPES]
+    odd = [key for key, tensor in file.tensors.items() if tensor.dtype not in _DTYPES]
     if odd:
         message = f"{WEIGHTS_FILE} holds tensors that are not float32, float16, bfloat16 or float64: {named(odd)}"
         raise AdapterFormatError(message, key=odd[0])
-    return tensors
-
-
-def _opened(folder: Path) -> safe_open:
-    _refuse_pickle(folder)
-    with open_regular(folder / WEIGHTS_FILE) as stream:
-        start = stream.read(16)
-    try:
-        return safe_open(folder / WEIGHTS_FILE, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(start, error) from error
+    return file
 
 
 def _refuse_pickle(folder: Path) -> None:
@@ -158,15 +147,16 @@ def _check_keys(keys: list[str]) -> None:
         raise AdapterMismatchError(message, key=unknown[0])
 
 
-def _check_base_copy(tensors: dict[str, Tensor], base: BaseSource) -> None:
+def _without_base_copy(tensors: dict[str, Tensor], base: BaseSource) -> dict[str, Tensor]:
     """With LoRA on the output head PEFT writes the head's own weight too: dropped if it is the base's, else refused."""
     key = f"{_ROOT}{base.architecture().output}.base_layer.weight"
-    copy = tensors.pop(key, None)
-    if copy is None:
-        return
-    own = base.output_weight()
+    if key not in tensors:
+        return tensors
+    copy, own = tensors[key], base.output_weight()
     if copy.shape != own.shape or not torch.equal(copy.to(own.dtype), own):
         raise _trained_module([key], "it differs from the base's output head")
+    # The copy is larger than all the rest, which must not keep it in memory.
+    return {other: tensor.clone() for other, tensor in tensors.items() if other != key}
 
 
 def _head_name(key: str) -> str:
@@ -180,21 +170,19 @@ def _pairs(lora: dict[str, Tensor], spec: LoraSpec, base: BaseSource, *, classif
     if classifies and architecture.output is not None:
         del linears[architecture.output]  # a classifier has no language-model head
     modules = {_ROOT + architecture.peft_name(module): module for module in linears}
-    found = {key.removesuffix(_A).removesuffix(_B) for key in lora}
+    found = sorted({key.removesuffix(_A).removesuffix(_B) for key in lora})
     if spec.head_only:
-        _check_head_only(sorted(found), classifies=classifies)
+        _check_head_only(found, classifies=classifies)
         return {}
-    if not found & modules.keys():
-        _no_match(sorted(found), sorted(modules), base)
-    if unknown := sorted(found - modules.keys()):
+    if modules.keys().isdisjoint(found):
+        _no_match(found, sorted(modules), base)
+    if unknown := [name for name in found if name not in modules]:
         message = f"the base {base.id!r} has no linear of these names: {named(unknown)}"
         raise AdapterMismatchError(message, key=unknown[0])
     _check_complete(lora, found, spec, modules)
-    _check_shapes(lora, spec, modules, linears)
-    return {
-        modules[name]: LoraPair(lora[name + _A], lora[name + _B], spec.scaling_of(name.removeprefix(_ROOT)))
-        for name in sorted(found)
-    }
+    peft = {name: name.removeprefix(_ROOT) for name in found}
+    _check_shapes(lora, {name: (*linears[modules[name]], spec.rank_of(peft[name])) for name in found})
+    return {modules[name]: LoraPair(lora[name + _A], lora[name + _B], spec.scaling_of(peft[name])) for name in found}
 
 
 def _check_head_only(found: list[str], *, classifies: bool) -> None:
@@ -223,26 +211,24 @@ def _no_match(found: list[str], known: list[str], base: BaseSource) -> None:
     raise AdapterMismatchError(message, key=found[0])
 
 
-def _check_complete(lora: dict[str, Tensor], found: set[str], spec: LoraSpec, modules: dict[str, str]) -> None:
-    halves = [name + half for name in sorted(found) for half in (_A, _B) if name + half not in lora]
+def _check_complete(lora: dict[str, Tensor], found: list[str], spec: LoraSpec, modules: dict[str, str]) -> None:
+    halves = [name + half for name in found for half in (_A, _B) if name + half not in lora]
     if halves:
         raise AdapterMismatchError(f"halves of pairs are missing: {named(halves)}", key=halves[0])
-    absent = [name for name in sorted(modules) if name not in found and spec.targets(name.removeprefix(_ROOT))]
+    rest = sorted(modules.keys() - set(found))
+    absent = [name for name in rest if spec.targets(name.removeprefix(_ROOT))]
     if absent:
         message = f"target_modules names linears that the file has no tensors for: {named(absent)}"
         raise AdapterMismatchError(message, key=absent[0] + _A)
 
 
-def _check_shapes(
-    lora: dict[str, Tensor], spec: LoraSpec, modules: dict[str, str], linears: dict[str, tuple[int, int]]
-) -> None:
+def _check_shapes(lora: dict[str, Tensor], wanted: dict[str, tuple[int, int, int]]) -> None:
+    """``wanted`` holds (in, out, rank) of each pair."""
     wrong = {}
-    for key, tensor in lora.items():
-        name = key.removesuffix(_A).removesuffix(_B)
-        (inputs, outputs), rank = linears[modules[name]], spec.rank_of(name.removeprefix(_ROOT))
-        expected = (rank, inputs) if key.endswith(_A) else (outputs, rank)
-        if tuple(tensor.shape) != expected:
-            wrong[key] = f"{key} is {list(tensor.shape)}, not {list(expected)}"
+    for name, (inputs, outputs, rank) in wanted.items():
+        for key, expected in ((name + _A, (rank, inputs)), (name + _B, (outputs, rank))):
+            if lora[key].shape != expected:
+                wrong[key] = f"{key} is {list(lora[key].shape)}, not {list(expected)}"
     if wrong:
         message = f"shapes differ from the base's and the config's rank: {named(list(wrong.values()), most=3)}"
         raise AdapterMismatchError(message, key=next(iter(wrong)))
@@ -299,13 +285,7 @@ def _trained_module(names: list[str], why: str) -> AdapterUnsupportedError:
 
 
 def _check_finite(tensors: dict[str, Tensor]) -> None:
-    # A sum is finite only if all its terms are, and is quick; the exact look is for where it is not.
-    suspects = [key for key, tensor in tensors.items() if not isfinite(tensor.sum(dtype=_wide(tensor)).item())]
-    bad = [key for key in suspects if not bool(torch.isfinite(tensors[key]).all())]
+    bad = [key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
         message = f"values that are not finite (NaN or infinity) in {named(bad)}: take a checkpoint from before"
         raise AdapterFormatError(message, key=bad[0])
-
-
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

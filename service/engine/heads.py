@@ -7,27 +7,25 @@ that hands back hidden states already computed; an adapter's head tensors are pa
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
-from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+
+from adapters.heads import BackboneStub
+from adapters.manifest import Manifest
 
 
-class _BackboneStub(nn.Module):
-    """Stands where the backbone was; its "embeddings" are the backbone's final hidden states."""
+def meant(manifest: Manifest, logits: Tensor) -> Tensor:
+    """What an adapter's logits ``[texts, labels]`` mean, as its manifest says.
 
-    def __init__(self, pooler: nn.Module | None) -> None:
-        super().__init__()
-        # In a list, so that the base's pooler does not become part of the head.
-        self.pooler = [pooler] if pooler is not None else []
-
-    def forward(
-        self, input_ids: Tensor | None = None, *, inputs_embeds: Tensor, **_kwargs: Any
-    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
-        pooled = self.pooler[0](inputs_embeds) if self.pooler else None
-        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=inputs_embeds, pooler_output=pooled)
+    classify, single_label    softmax: the labels' probabilities sum to one
+    classify, multi_label     sigmoid: each label's probability by itself
+    score                     the number as it is
+    """
+    if manifest.task == "score":
+        return logits
+    return logits.sigmoid() if manifest.multi_label else logits.softmax(-1)
 
 
 class ClassificationHeads:
@@ -76,6 +74,6 @@ class ClassificationHeads:
         config.pad_token_id = config.pad_token_id or 0
         with torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(config)
-        setattr(model, model.base_model_prefix, _BackboneStub(self._pooler))
+        setattr(model, model.base_model_prefix, BackboneStub(self._pooler))
         head: nn.Module = model.eval()
         return head

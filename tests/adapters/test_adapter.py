@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,16 @@ def test_altered_bytes_are_noticed(copy_of: Break, bases: dict[str, BaseSource])
     folder = with_manifest(copy_of("gpt2-generate"), bases["gpt2"])
     digest = load_adapter(folder, bases["gpt2"]).digest
     change(folder, metrics={"loss": 0.0})
+    with pytest.raises(AdapterFormatError, match="not those that were published"):
+        load_adapter(folder, bases["gpt2"], digest=digest)
+
+
+def test_altered_weights_are_noticed(copy_of: Break, bases: dict[str, BaseSource]) -> None:
+    folder = with_manifest(copy_of("gpt2-generate"), bases["gpt2"])
+    digest = load_adapter(folder, bases["gpt2"]).digest
+    data = bytearray((folder / "adapter_model.safetensors").read_bytes())
+    data[-4] ^= 1  # the lowest bit of a number: nothing else is wrong with it
+    (folder / "adapter_model.safetensors").write_bytes(data)
     with pytest.raises(AdapterFormatError, match="not those that were published"):
         load_adapter(folder, bases["gpt2"], digest=digest)
 
@@ -261,3 +272,10 @@ def test_an_adapter_is_a_value(copy_of: Break, bases: dict[str, BaseSource]) -> 
         adapter.ref = "x"  # type: ignore[misc]
     assert adapter.template is not None
     assert adapter.template.encode(bases["gpt2"].tokenizer(), PromptInput.from_instruction("x"))
+
+
+def test_lora_on_the_output_head_is_no_classifier(bases: dict[str, BaseSource], tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT tells that it saves the head's own weight too
+        folder = write_peft_adapter(bases["llama"].path, tmp_path / "a", targets=["lm_head"])
+    assert infer_manifest(folder, bases["llama"]).task == "generate"

@@ -101,7 +101,9 @@ def test_lora_on_the_output_head(bases: dict[str, BaseSource], tmp_path: Path) -
             folder = write_peft_adapter(base.path, tmp_path / kind, targets=["lm_head"])
         key = ROOT + "lm_head.base_layer.weight"
         assert key in load_file(folder / FILE)
-        assert load(folder, base).pairs["lm_head"].b.shape == (320, 4)
+        pair = load(folder, base).pairs["lm_head"]
+        assert pair.b.shape == (320, 4)
+        assert pair.b.untyped_storage().nbytes() == pair.b.nbytes, "the copy stays in memory"
         changed = {key: torch.zeros(320, 32)}
         edit(folder, functools.partial(_update, changed))
         with pytest.raises(AdapterUnsupportedError, match="differs from the base's output head"):
@@ -117,6 +119,11 @@ def test_head_keys_of_older_versions(copy_of: Break, bases: dict[str, BaseSource
         tensors[ROOT + "score.modules_to_save.default.weight"] = tensors.pop(ROOT + "score.weight")
 
     assert set(load(edit(copy_of("llama-classify"), rename), bases["llama"]).head) == {"score.weight"}
+
+
+def test_a_head_does_not_keep_the_pairs_in_memory(copy_of: Break, bases: dict[str, BaseSource]) -> None:
+    for tensor in load(copy_of("llama-classify"), bases["llama"]).head.values():
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
 def test_other_float_types_are_kept(copy_of: Break, bases: dict[str, BaseSource]) -> None:

@@ -22,7 +22,7 @@ from service.engine.native.linear import (
     PackedPair,
     pack_pairs,
 )
-from service.engine.native.memory import Arena
+from service.engine.native.memory import Arena, Spare
 from service.engine.native.norm import NativeRMSNorm, replaceable
 from service.engine.sampler import greedy
 
@@ -44,6 +44,7 @@ class NativeKernels(TorchKernels):
         self.attention = self._native
         self.int8 = library.supports_int8()
         self._arena = Arena()
+        self._spare = Spare()
         self._slots = slots
         self._threads = threads
         self._argmax = library.function("tenora_argmax", dtype) if dtype == torch.bfloat16 else None
@@ -68,7 +69,7 @@ class NativeKernels(TorchKernels):
         """Lay an adapter's pairs out in panels; what is laid out already stays."""
         if all(isinstance(pair, PackedPair) for pair in pairs.values()):
             return pairs
-        return pack_pairs(pairs, self._dtype)
+        return pack_pairs(pairs, self._dtype, self._spare.take)
 
     def argmax(self, logits: Tensor) -> list[int | None]:
         """The likeliest token of each row of ``[n, vocabulary]``; None where values are not finite."""

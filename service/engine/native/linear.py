@@ -1,7 +1,7 @@
 """Linear layers and their adapters, computed by the CPU kernels."""
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from adapters.weights import LoraPair
 from service.engine.lora import LoraContext, MultiLoraLinear
 from service.engine.native import library
 from service.engine.native.memory import Arena, streamed
-from service.engine.native.panels import pack, pack_all, packed_size, unpack
+from service.engine.native.panels import pack, pack_all, unpack
 from service.engine.quantize import Int8Weight, round_weight
 
 _SLOT = np.dtype([("rank", np.int64), ("a", np.uint64), ("b", np.uint64)])
@@ -30,12 +30,16 @@ class PackedPair(LoraPair):
         return self.packed_rank
 
 
-def pack_pairs(pairs: Mapping[str, LoraPair], dtype: torch.dtype) -> dict[str, LoraPair]:
-    """All pairs of an adapter in one buffer of ``dtype``; takes a little longer than copying them."""
+def pack_pairs(
+    pairs: Mapping[str, LoraPair],
+    dtype: torch.dtype,
+    allocate: Callable[[int, torch.dtype], Tensor] = streamed,
+) -> dict[str, LoraPair]:
+    """All pairs of an adapter in one buffer of ``dtype`` from ``allocate``; takes a little longer than copying them."""
+    if not pairs:
+        return {}
     matrices = [matrix for pair in pairs.values() for matrix in (pair.a.to(dtype), _scaled(pair, dtype))]
-    sizes = [packed_size(len(matrix), matrix.shape[1], dtype) for matrix in matrices]
-    parts = torch.split(streamed(sum(sizes), dtype), sizes)
-    pack_all(matrices, parts)
+    parts = pack_all(matrices, lambda count: allocate(count, dtype))
     halves = zip(parts[::2], parts[1::2], strict=True)
     return {
         name: PackedPair(a, b, 1.0, packed_rank=pair.rank)

@@ -4,7 +4,8 @@ See the head of kernels.c. The kernels read units of four bytes, one float32 or 
 holds ``[depth][16]`` of them; the last one may be narrower, but for a float32 matrix, which is padded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,35 +17,33 @@ from service.engine.native.memory import Arena
 PANEL = 16
 
 
-def packed_size(n: int, k: int, dtype: torch.dtype) -> int:
-    """Values that a matrix ``[n, k]`` takes once packed."""
-    return _rows(n, dtype) * _depth(k, dtype)
-
-
 def pack(matrix: Tensor, arena: Arena | None = None) -> Tensor:
     """``[n, k]``, in float32, bfloat16 or int8, to a flat tensor of panels, which may be one of an arena's."""
-    size = packed_size(len(matrix), matrix.shape[1], matrix.dtype)
-    flat = matrix.new_empty(size) if arena is None else arena.take(size, matrix.dtype)
-    pack_all([matrix], [flat])
-    return flat
+    return pack_all([matrix], matrix.new_empty if arena is None else partial(arena.take, dtype=matrix.dtype))[0]
 
 
-def pack_all(matrices: Sequence[Tensor], into: Sequence[Tensor]) -> None:
+def pack_all(matrices: Sequence[Tensor], allocate: Callable[[int], Tensor]) -> tuple[Tensor, ...]:
     """Pack many matrices in one call of the kernel, which leaves the interpreter to others meanwhile.
 
     Args:
-        matrices: ``[n, k]`` each.
-        into: Where to put the panels of each, ``[packed_size]``.
+        matrices: ``[n, k]`` each, of one type.
+        allocate: Makes a flat tensor of so many values of that type, in which the panels of all lie in their order.
+
+    Returns:
+        The panels of each, flat.
     """
     whole = [_padded(matrix).contiguous() for matrix in matrices]
-    items = np.array(
-        [
-            (matrix.data_ptr(), len(matrix), matrix.shape[1] * matrix.itemsize // 4, flat.data_ptr())
-            for matrix, flat in zip(whole, into, strict=True)
-        ],
-        dtype=np.int64,
-    )
+    shapes = np.array([matrix.shape for matrix in whole], dtype=np.int64)
+    sizes = shapes.prod(axis=1)
+    flat = allocate(int(sizes.sum()))
+    width = flat.itemsize
+    items = np.empty((len(whole), 4), dtype=np.int64)  # kernels.c: Packing
+    items[:, 0] = [matrix.data_ptr() for matrix in whole]
+    items[:, 1] = shapes[:, 0]
+    items[:, 2] = shapes[:, 1] * width // 4
+    items[:, 3] = flat.data_ptr() + (sizes.cumsum() - sizes) * width
     library.function("tenora_pack")(items.ctypes.data, len(items))
+    return torch.split(flat, sizes.tolist())
 
 
 def _padded(matrix: Tensor) -> Tensor:

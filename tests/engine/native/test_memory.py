@@ -1,5 +1,7 @@
 """Adapters come and go by the thousand, and their memory with them; a base lies close together and on large pages."""
 
+import threading
+import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,7 +14,7 @@ from adapters.weights import LoraPair
 from service.engine.lora import LoraBank, LoraContext
 from service.engine.native import memory
 from service.engine.native.linear import PackedLinear, PackedLoraLinear, pack_pairs
-from service.engine.native.memory import Arena, streamed
+from service.engine.native.memory import Arena, Spare, streamed
 from tests.engine.conftest import Zoo
 from tests.engine.driving import drain, generation
 
@@ -91,3 +93,46 @@ def test_a_small_base_costs_what_it_writes() -> None:
     made = Arena().take(1 << 20, torch.uint8).fill_(1)
     assert resident_bytes() - before < 8e6
     assert made.untyped_storage().nbytes() >= memory.CHUNK
+
+
+def ready(spare: Spare) -> torch.Tensor:
+    """The memory that the next adapter will get, once it is all written to."""
+    deadline = time.monotonic() + 60
+    while any(thread.name == "spare" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline, "the spare is never ready"
+        time.sleep(1e-3)
+    made = spare._ready
+    assert made is not None
+    return made
+
+
+def test_a_spare_is_made_for_the_next_adapter_of_the_same_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "LULL_S", 0.0)
+    spare, size = Spare(), 3 * memory.PIECE + 14
+    first = spare.take(size // 2, torch.bfloat16).fill_(1)
+    made = ready(spare)
+    assert len(made) == size
+    assert made.eq(0).all(), "not all of it was written to"
+    second = spare.take(size // 2, torch.bfloat16)
+    assert second.data_ptr() == made.data_ptr()
+    assert (second.dtype, len(second)) == (torch.bfloat16, size // 2)
+    made = ready(spare)
+    other = spare.take(size, torch.float32)
+    assert len(other) == size, "another size gets memory of its own"
+    assert other.data_ptr() != made.data_ptr()
+    assert first.eq(1).all()
+
+
+def test_a_spare_that_was_taken_half_ready_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever takes it writes to it at once; a piece that is cleared afterwards would be a broken adapter."""
+    monkeypatch.setattr(memory, "LULL_S", 0.0)
+    monkeypatch.setattr(memory, "PIECE", 1 << 12)
+    spare, size = Spare(), 1 << 20
+    taken = [spare.take(size, torch.uint8).fill_(1)]
+    for _ in range(30):
+        while spare._ready is None:  # until the next is begun
+            time.sleep(1e-5)
+        taken.append(spare.take(size, torch.uint8).fill_(1))
+    ready(spare)
+    assert all(part.eq(1).all() for part in taken)
+    assert len({part.data_ptr() for part in taken}) == len(taken)

@@ -5,11 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.native.panels import PANEL, pack, pack_all, packed_size, unpack
+from service.engine.native.panels import PANEL, pack, pack_all, unpack
 
 pytestmark = pytest.mark.usefixtures("compiled")
 SIZE = st.integers(1, 70)
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
+
+
+def packed_size(n: int, k: int, dtype: torch.dtype) -> int:
+    step = 4 // dtype.itemsize
+    return (-(-n // PANEL) * PANEL if dtype == torch.float32 else n) * -(-k // step) * step
 
 
 @given(SIZE, SIZE, DTYPES)
@@ -44,7 +49,24 @@ def test_any_view_is_packed_where_it_is_told_and_nowhere_else(n: int, k: int, dt
     seen = weight.T.contiguous().T if view == "transposed" else weight.repeat_interleave(2, 1)[:, ::2]
     buffer = torch.full((packed_size(n, k, dtype) + 20,), 7.0, dtype=dtype)
     into = buffer[10:-10]
-    pack_all([seen], [into])
+    pack_all([seen], lambda count: into[:count])
     assert torch.equal(into, pack(weight))
     assert (buffer[:10] == 7).all()
     assert (buffer[-10:] == 7).all()
+
+
+@given(st.lists(st.tuples(SIZE, SIZE), min_size=1, max_size=5), DTYPES)
+def test_many_lie_one_behind_the_other(shapes: list[tuple[int, int]], dtype: torch.dtype) -> None:
+    matrices = [torch.randn(shape).to(dtype) for shape in shapes]
+    buffers: list[torch.Tensor] = []
+
+    def allocate(count: int) -> torch.Tensor:
+        buffers.append(torch.full((count,), 7.0, dtype=dtype))
+        return buffers[-1]
+
+    parts = pack_all(matrices, allocate)
+    (buffer,) = buffers
+    assert torch.equal(torch.cat(parts), buffer)
+    assert parts[0].data_ptr() == buffer.data_ptr()
+    for part, matrix in zip(parts, matrices, strict=True):
+        assert torch.equal(part, pack(matrix))

@@ -63,7 +63,7 @@ class TenoraEngine:
         while self.engine.has_work():
             for event in check(self.engine.step()):
                 if isinstance(event, ClassifiedEvent):
-                    found[event.index] = event.probabilities
+                    found[event.index] = event.values
         return [found[number] for number in range(len(texts))]
 
     def classified(self, texts: Many[Many[int]], which: Many[int]) -> int:

@@ -20,6 +20,7 @@ from service.engine.batch import Batch, BatchBuilder
 from service.engine.config import EngineConfig, resolve_device, resolve_dtype, resolve_int8
 from service.engine.detokenizer import Detokenizer
 from service.engine.events import ClassifiedEvent, Event, FailedEvent, FinishedEvent, FinishReason, TokenEvent
+from service.engine.heads import meant
 from service.engine.kernels import Kernels, choose_kernels
 from service.engine.kv_cache import Cache, KVCache
 from service.engine.loader import CacheShape, LoadedBase, load_base
@@ -187,7 +188,7 @@ class Engine:
             logprobs = (self._logprobs.of(logits.float(), token, alternatives),)
         events: list[Event] = [TokenEvent(*sequence.key, text, (token,), logprobs, self._clock())]
         if reason is not None:
-            events.append(self._finished(sequence, reason))
+            events.append(self._finished(sequence, reason, by_stop_text=piece.stopped))
             self._finish(sequence)
         return events
 
@@ -209,7 +210,7 @@ class Engine:
             return "stop"
         return "length" if sequence.completion_tokens >= sequence.params.max_tokens else None
 
-    def _finished(self, sequence: Sequence, reason: FinishReason) -> FinishedEvent:
+    def _finished(self, sequence: Sequence, reason: FinishReason, *, by_stop_text: bool) -> FinishedEvent:
         return FinishedEvent(
             *sequence.key,
             reason=reason,
@@ -218,13 +219,16 @@ class Engine:
             completion_tokens=sequence.completion_tokens,
             queue_s=sequence.admitted_at - sequence.arrived_at,
             tier=sequence.tier,
+            by_stop_text=by_stop_text,
         )
 
     def _classified(self, batch: Batch, output: Output) -> list[Event]:
         events: list[Event] = []
         for group, logits in zip(batch.texts, output.label_logits, strict=True):
-            for sequence, probabilities in zip(group.sequences, logits.softmax(-1), strict=True):
-                if not probabilities.isfinite().all():
+            adapter = group.sequences[0].adapter
+            assert adapter is not None, "the base has no head"
+            for sequence, values in zip(group.sequences, meant(adapter.manifest, logits), strict=True):
+                if not values.isfinite().all():
                     events.append(self._fail_non_finite(sequence))
                     continue
                 self._finish(sequence)
@@ -232,7 +236,7 @@ class Engine:
                 events.append(
                     ClassifiedEvent(
                         *sequence.key,
-                        probabilities=tuple(probabilities.tolist()),
+                        values=tuple(values.tolist()),
                         prompt_tokens=sequence.prompt_tokens,
                         queue_s=sequence.admitted_at - sequence.arrived_at,
                         tier=sequence.tier,
@@ -275,6 +279,8 @@ class Engine:
         snapshot, scheduler = deepcopy(self._stats), self._scheduler
         snapshot.adapter_loads = self._runner.loads
         snapshot.adapter_evictions = scheduler.slots.evictions
+        snapshot.preemptions = scheduler.preemptions
+        snapshot.waiting_by_tenant = scheduler.waiting_by_tenant
         snapshot.running = len(scheduler.running)
         snapshot.waiting = len(scheduler.waiting)
         snapshot.adapters_resident = scheduler.slots.occupied
@@ -289,11 +295,12 @@ class Engine:
         return self.base.weights_hash()
 
     def check_integrity(self) -> None:
-        """Assert that nothing leaked: KV rows, pins, texts and random streams belong to running sequences."""
+        """Assert that nothing leaked: KV rows, pins, texts and random streams belong to sequences that have begun."""
         self._scheduler.check_integrity()
-        running = {sequence.key for sequence in self._scheduler.running}
-        assert set(self._texts) <= running, "text buffers leaked"
-        assert self._sampler.streams <= len(running), "random streams leaked"
+        stopped = [sequence for sequence in self._scheduler.waiting if sequence.preempted]
+        begun = {sequence.key for sequence in (*self._scheduler.running, *stopped)}
+        assert set(self._texts) <= begun, "text buffers leaked"
+        assert self._sampler.streams <= len(begun), "random streams leaked"
 
 
 def _eos_ids(base: LoadedBase) -> frozenset[int]:

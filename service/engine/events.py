@@ -1,6 +1,7 @@
 """What a step tells the world. Plain, picklable values: they cross a process border in batches."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length"]
@@ -59,18 +60,22 @@ class FinishedEvent:
     completion_tokens: int
     queue_s: float
     tier: Tier
+    by_stop_text: bool = False
+    """Whether a stop text ended it, rather than an end token or its length."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassifiedEvent:
-    """The only event of a text to classify; probabilities in the order of the adapter's labels."""
+    """The only event of a text to classify: its labels' probabilities in their order, or its one score."""
 
     request_id: str
     index: int
-    probabilities: tuple[float, ...]
+    values: tuple[float, ...]
     prompt_tokens: int
     queue_s: float
     tier: Tier
+    at: float = field(default_factory=time.monotonic, compare=False)
+    """When it was computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,7 @@ class FailedEvent:
 
     request_id: str
     index: int
-    code: Literal["deadline_exceeded", "non_finite_logits", "adapter_too_large"]
+    code: Literal["deadline_exceeded", "non_finite_logits", "adapter_too_large", "engine_failure"]
     message: str
 
 

@@ -18,8 +18,8 @@ class Sequence:
     """
 
     __slots__ = (
-        "adapter", "admitted_at", "arrived_at", "computed", "deadline", "index",
-        "prompt_tokens", "request_id", "reused", "row", "sampling", "scope", "slot", "tier", "tokens",
+        "adapter", "admitted_at", "arrived_at", "computed", "deadline", "index", "place", "preempted", "priority",
+        "prompt_tokens", "request_id", "reused", "row", "sampling", "scope", "share", "slot", "tier", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -32,6 +32,8 @@ class Sequence:
         sampling: SamplingParams | None = None,
         deadline: float | None = None,
         scope: str = "",
+        share: float = 1.0,
+        priority: int = 0,
     ) -> None:
         """Make a waiting sequence.
 
@@ -42,16 +44,23 @@ class Sequence:
             adapter: The adapter it runs under, or None for the base.
             sampling: How to generate; None classifies.
             deadline: When to give up, on the clock of ``time.monotonic``.
-            scope: Who may see by its speed that a prompt was computed before: a tenant.
+            scope: Whose it is: a tenant. Turns are taken between tenants, and only the same one may see by its speed
+                that a prompt was computed before.
+            share: How much service its tenant is due, relative to the other tenants.
+            priority: Its place among the same tenant's sequences, lower first; other tenants never notice.
         """
         if not prompt_ids:
             raise ValueError("a sequence needs at least one token")
+        if not share > 0:
+            raise ValueError(f"a share must be more than 0, not {share}")
         self.request_id = request_id
         self.index = index
         self.adapter = adapter
         self.sampling = sampling
         self.deadline = deadline
         self.scope = scope
+        self.share = share
+        self.priority = priority
         self.tokens = list(prompt_ids)
         self.prompt_tokens = len(self.tokens)
         self.computed = 0
@@ -61,6 +70,10 @@ class Sequence:
         self.row: int | None = None
         self.slot = 0
         self.tier: Tier = "base"
+        self.place = 0
+        """Its place in the order of arrival, given by the scheduler."""
+        self.preempted = 0
+        """How often it had to give up its row and wait again."""
         self.arrived_at = time.monotonic()
         self.admitted_at = 0.0
 
@@ -89,6 +102,11 @@ class Sequence:
     def decoding(self) -> bool:
         """Whether the prompt has been computed and tokens are being generated."""
         return len(self.tokens) > self.prompt_tokens
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Its order among the sequences of its tenant that wait."""
+        return self.priority, self.place
 
     @property
     def wanted(self) -> Content:

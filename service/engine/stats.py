@@ -28,8 +28,12 @@ class EngineStats:
     """Steps by the number of distinct adapters in them."""
     tiers: Counter[str] = field(default_factory=Counter)
     """Sequences by where their adapter was when they were admitted."""
+    preemptions: int = 0
+    """Answers that gave up their row to another tenant and were taken up again later."""
     running: int = 0
     waiting: int = 0
+    waiting_by_tenant: dict[str, int] = field(default_factory=dict)
+    """Of those that wait; tenants without any are left out."""
     adapters_resident: int = 0
     pins: int = 0
     kv_rows_total: int = 0

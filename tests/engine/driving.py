@@ -31,7 +31,7 @@ class Outcome:
     @property
     def probabilities(self) -> Tensor:
         assert self.classified is not None
-        return torch.tensor(self.classified.probabilities)
+        return torch.tensor(self.classified.values)
 
     def add(self, event: Event) -> None:
         assert self.finished is self.classified is self.failed is None, "an event followed the last one"

@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STORE  ?= store
+# Two processes, each with whole files, as most tests wait for servers and commands.
+TESTING ?= -n 2 --dist loadfile
 BENCH  ?= --quick --json build/bench.json
 # Two threads are the most that pay on small machines; more make every kernel slower.
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-all lint format bench image clean
+.PHONY: help demo serve test test-all postgres lint format bench image clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -36,10 +38,14 @@ serve: $(VENV)/.use ## serve the embedded base and the adapters in ./store (STOR
 	$(BIN)/tenora serve --store $(STORE)
 
 test: $(VENV)/.dev ## the whole suite but what is marked slow or needs weights from a hub
-	$(BIN)/python -m pytest -m "not slow and not weights"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTING) -m "not slow and not weights"
 
 test-all: $(VENV)/.dev ## the slow ones too
-	$(BIN)/python -m pytest -m "not weights"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTING) -m "not weights"
+
+postgres: ## install PostgreSQL's server for the tests that use one (Debian, as root)
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null \
+	  || (apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql)
 
 lint: $(VENV)/.dev ## ruff and strict mypy
 	$(BIN)/ruff check .

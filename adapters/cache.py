@@ -3,7 +3,7 @@
 import dataclasses
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 
 from adapters.adapter import Adapter
@@ -25,12 +25,27 @@ class CacheStats:
 class HostCache:
     """Least recently used adapters leave first; each is read once however many threads ask for it.
 
-    An adapter larger than the whole cache is read for whoever asks, and not kept. A failed load is not kept either.
+    An adapter for which there is no room is read for whoever asks, and not kept. A failed load is not kept either.
+
+    Args:
+        max_bytes: How large all of them may be together.
+        load: Reads an adapter.
+        is_pinned: Whether the version of a digest is to stay once it is here; asked when there has to be room.
+        quota: How large the adapters of a tenant may be together; None is without limit. To make room under it, its own
+            leave.
     """
 
-    def __init__(self, max_bytes: int, load: Callable[[Version], Adapter]) -> None:
+    def __init__(
+        self,
+        max_bytes: int,
+        load: Callable[[Version], Adapter],
+        is_pinned: Callable[[str], bool] = lambda _: False,
+        quota: Callable[[str], int | None] = lambda _: None,
+    ) -> None:
         self._max_bytes = max_bytes
         self._load = load
+        self._is_pinned = is_pinned
+        self._quota = quota
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, Adapter] = OrderedDict()
         self._loading: dict[str, Future[Adapter]] = {}
@@ -69,6 +84,11 @@ class HostCache:
         with self._lock:
             return digest in self._kept
 
+    def resident(self) -> list[Adapter]:
+        """All that are here now."""
+        with self._lock:
+            return list(self._kept.values())
+
     def discard(self, digest: str) -> bool:
         """Forget a version, if it is here; whoever holds the adapter keeps it."""
         with self._lock:
@@ -99,19 +119,42 @@ class HostCache:
         future.set_result(adapter)
 
     def _keep(self, digest: str, adapter: Adapter) -> None:
-        if adapter.nbytes > self._max_bytes:
-            return
-        while self._nbytes + adapter.nbytes > self._max_bytes:
-            self._drop(next(iter(self._kept)))
+        if self._make_room(adapter, self._own(adapter), self._quota(_owner(adapter))) and self._make_room(
+            adapter, self._kept, self._max_bytes
+        ):
+            self._kept[digest] = adapter
+            self._nbytes += adapter.nbytes
+
+    def _own(self, adapter: Adapter) -> dict[str, Adapter]:
+        """What is here of an adapter's tenant, the least recently used first."""
+        owner = _owner(adapter)
+        return {digest: held for digest, held in self._kept.items() if _owner(held) == owner}
+
+    def _make_room(self, adapter: Adapter, among: Mapping[str, Adapter], most: int | None) -> bool:
+        """Let go of what is not pinned until the adapter fits with the others; of nothing if that is not enough."""
+        if most is None:
+            return True
+        over = sum(held.nbytes for held in among.values()) + adapter.nbytes - most
+        loose = [(digest, held.nbytes) for digest, held in among.items() if not self._is_pinned(digest)]
+        if over > sum(size for _, size in loose):
+            return False
+        for digest, size in loose:
+            if over <= 0:
+                break
+            self._drop(digest)
             self._evictions += 1
-        self._kept[digest] = adapter
-        self._nbytes += adapter.nbytes
+            over -= size
+        return True
 
     def _drop(self, digest: str) -> bool:
         adapter = self._kept.pop(digest, None)
         if adapter is not None:
             self._nbytes -= adapter.nbytes
         return adapter is not None
+
+
+def _owner(adapter: Adapter) -> str:
+    return adapter.ref.partition("/")[0]
 
 
 def _known_as(adapter: Adapter, version: Version) -> Adapter:

@@ -17,8 +17,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Sync the files in a folder, and the folder itself."""
+    """Sync the files in a folder and in those below it, and the folders themselves."""
     for path in folder.iterdir():
+        if path.is_dir():
+            sync_tree(path)
+            continue
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
     sync_folder(folder)

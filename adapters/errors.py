@@ -8,6 +8,7 @@ AdapterError
 ├── AdapterUnsupportedError  a kind of adapter that is not served: DoRA, biases, embeddings …
 ├── AdapterMismatchError     another base, other keys, other shapes
 ├── TemplateError            a prompt that cannot be rendered
+├── StateError               the database that names and tenants are kept in cannot be used
 └── BaseModelError           a base model that cannot be used
 """
 
@@ -53,6 +54,10 @@ class AdapterMismatchError(AdapterError):
 
 class TemplateError(AdapterError):
     """A prompt template that cannot be compiled, or an input that it cannot render."""
+
+
+class StateError(AdapterError):
+    """The database cannot be reached, read or brought up to date."""
 
 
 class BaseModelError(AdapterError):

@@ -17,6 +17,11 @@ MAX_EXTRA_BYTES = 10**6
 _NAMES = re.compile(rf"{re.escape(CARD_FILE)}|{re.escape(REPORT_FILE)}|\w[\w. +()-]{{0,119}}\.png")
 
 
+def is_extra(name: str) -> bool:
+    """Whether a file of this name is one of them."""
+    return _NAMES.fullmatch(name) is not None
+
+
 def find_extras(folder: Path) -> dict[str, Path]:
     """{name: path} of README.md, report.json and the plots (`*.png`) in ``folder``, sorted.
 
@@ -26,7 +31,7 @@ def find_extras(folder: Path) -> dict[str, Path]:
     found = {}
     with os.scandir(folder) as entries:
         for entry in entries:
-            if _NAMES.fullmatch(entry.name):
+            if is_extra(entry.name):
                 found[entry.name] = folder / entry.name
             if len(found) > MAX_EXTRAS:
                 message = (

@@ -1,14 +1,14 @@
-"""Immutable versions on disk, and pointers to them.
+"""Immutable versions on disk, and what points to them in a database.
 
     root/<tenant>/<name>/versions/<digest>/   adapter_config.json, adapter_model.safetensors, tenora.json;
                                               perhaps README.md, report.json, *.png, which are not in the digest
-    root/<tenant>/<name>/pointers.json        versions, aliases, served
+    root/tenora.db                            names, versions, aliases (or a PostgreSQL elsewhere): `registry.py`
     root/.staging/                            what is being written, or thrown away
-    root/.locks/                              one lock file a name, for writers in several processes
+    root/.locks/                              tells living writers from dead ones
 
-Publishing writes everything aside, syncs it, renames the folder into place and then replaces the pointers in one
-step. Until that step the version does not exist; after it, it exists whole. Deleting goes the other way round:
-pointers first, bytes later. Readers take no locks.
+Publishing writes everything aside, syncs it, announces it, renames the folder into place and then makes it live in one
+transaction. Until that the version does not exist; after it, it exists whole. Deleting goes the other way round: the
+rows first, the bytes later. Readers take no locks.
 """
 
 import functools
@@ -17,24 +17,21 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
-from adapters.adapter import FILES, copy_adapter, infer_manifest, load_adapter
+from adapters.adopt import find_adopted, forget_pointers
+from adapters.audit import OPERATOR
 from adapters.base import BaseSource
+from adapters.database.database import Database, now
 from adapters.disk import locked, make_folder, sync_folder, sync_tree
-from adapters.errors import (
-    AdapterError,
-    AdapterExistsError,
-    AdapterFormatError,
-    AdapterNameError,
-    AdapterNotFoundError,
-    named,
-)
+from adapters.errors import AdapterExistsError, AdapterFormatError, AdapterNameError, AdapterNotFoundError
 from adapters.extras import find_extras
-from adapters.files import content_digest
-from adapters.manifest import MANIFEST_FILE, Manifest, read_manifest, write_manifest
+from adapters.manifest import Manifest, read_manifest
 from adapters.names import LATEST, AdapterName, AdapterRef, check_part
-from adapters.pointers import POINTERS_FILE, Pointers, find_version, read_pointers, write_pointers
+from adapters.pointers import Pointers, find_version
+from adapters.registry import Known, Registry
+from adapters.staging import Stated, stage
 from adapters.templates import PromptTemplate
 
 _STAGING, _LOCKS, _VERSIONS = ".staging", ".locks", "versions"
@@ -59,10 +56,17 @@ class Version:
 
 
 class Store:
-    """A folder of adapters. Any number of processes may read and write it at the same time."""
+    """A folder of adapters. Any number of processes may read and write it at the same time.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: The folder; made when something is published into it.
+        database: Where names and versions are kept; a file in the folder if it is not said.
+    """
+
+    def __init__(self, root: Path, database: Database | None = None) -> None:
         self.root = root
+        self.database = database or Database.beside(root)
+        self._registry = Registry(self.database)
         self._staging = root / _STAGING
 
     # Reading
@@ -74,17 +78,23 @@ class Store:
             raise AdapterNotFoundError(f"{ref.name} is not served at present: load it again", key="name")
         return self._version(ref.name, find_version(ref, pointers))
 
+    def find(self, ref: AdapterRef) -> Version:
+        """The same, whether the adapter is served or not."""
+        return self._version(ref.name, find_version(ref, self._pointers(ref.name)))
+
     def names(self, tenant: str | None = None) -> list[AdapterName]:
         """All adapters, or those of a tenant, sorted; those not served included."""
         if tenant is not None:
             check_part(tenant, "tenant")
-        tenants = [self.root / tenant] if tenant is not None else _folders(self.root)
-        return [
-            AdapterName(folder.name, adapter.name)
-            for folder in tenants
-            for adapter in _folders(folder)
-            if (adapter / POINTERS_FILE).is_file()
-        ]
+        return self._registry.names(tenant) if self._is_there() else []
+
+    def served(self, tenant: str | None = None) -> list[tuple[AdapterName, str]]:
+        """(adapter, digest of its `latest`) of all that requests may name, or a tenant's may; sorted."""
+        return self._registry.served(tenant) if self._is_there() else []
+
+    def may_use(self, name: AdapterName, tenant: str) -> bool:
+        """Whether an adapter is a tenant's own, or was granted to it."""
+        return name.tenant == tenant or (self._is_there() and self._registry.is_granted(name, tenant))
 
     def versions(self, name: AdapterName) -> list[Version]:
         """All versions, in the order of their publishing."""
@@ -94,11 +104,23 @@ class Store:
         """{alias: digest}."""
         return dict(self._pointers(name).aliases)
 
+    def pinned(self, name: AdapterName) -> frozenset[str]:
+        """Digests of the pinned versions."""
+        return self._pointers(name).pinned
+
     def is_served(self, name: AdapterName) -> bool:
         """Whether requests may name the adapter."""
         return self._pointers(name).served
 
-    # Writing
+    def folder_of(self, name: AdapterName, digest: str) -> Path:
+        """Where the files of a version are, if there is one of that digest."""
+        return self._folder(name) / _VERSIONS / digest
+
+    def rows(self) -> Database | None:
+        """The database, for lists of what is in it (`listing.py`, `audit.py`); None as long as there is no store."""
+        return self.database if self._is_there() else None
+
+    # Writing. ``by`` is who does it, for the audit log.
 
     def publish(
         self,
@@ -111,6 +133,7 @@ class Store:
         labels: tuple[str, ...] | None = None,
         multi_label: bool = False,
         score: bool = False,
+        by: str = OPERATOR,
     ) -> Version:
         """Check the adapter in ``folder`` against the base and make it a version; the same bytes are the same version.
 
@@ -120,90 +143,103 @@ class Store:
         for alias in aliases:
             check_part(alias, "alias")
         with self._aside() as staged:
-            copy_adapter(folder, staged)
-            if not (staged / MANIFEST_FILE).exists():
-                manifest = infer_manifest(
-                    staged, base, template=template, labels=labels, multi_label=multi_label, score=score
-                )
-                write_manifest(staged, manifest)
-            elif template is not None or labels is not None or multi_label or score:
-                message = f"{folder.name} has a {MANIFEST_FILE} already, which states its task, template and labels"
-                raise AdapterExistsError(message, key=MANIFEST_FILE)
-            load_adapter(staged, base)
-            digest = content_digest(staged, FILES)
+            stated = Stated(template, labels, multi_label=multi_label, score=score)
+            digest = stage(folder, staged, base, stated).digest
             sync_tree(staged)
-            with self._locked(name):
-                self._place(staged, name, digest)
-                pointers = self._read(name) or Pointers()
-                self._write(name, pointers.with_version(digest, aliases))
+            self._is_there()  # takes in what lies there before anything is added
+            versions = self._folder(name) / _VERSIONS
+            self._registry.announce(name, digest, by)
+            _place(staged, versions, digest)
+            self._registry.publish(name, digest, aliases, by)
         return self._version(name, digest)
 
-    def set_alias(self, name: AdapterName, alias: str, version: str) -> None:
-        """Point an alias at a version, given by its digest or a unique beginning of at least 8 digits."""
-        check_part(alias, "alias")
-        with self._writing(name) as pointers:
-            digest = find_version(AdapterRef(name, version=version), pointers)
-            self._write(name, pointers.with_version(digest, (alias,)))
+    def set_alias(
+        self, name: AdapterName, alias: str, version: str, *, by: str = OPERATOR, admitted: bool = False
+    ) -> str:
+        """Point an alias at a version, given by its digest or a unique beginning of at least 8 digits; return it.
 
-    def delete_alias(self, name: AdapterName, alias: str) -> None:
+        An alias that has a gate is moved only if who keeps it has ``admitted`` the version.
+        """
+        check_part(alias, "alias")
+        self._pointers(name)
+        return self._registry.point(name, alias, version, by, admitted=admitted)
+
+    def roll_back(self, name: AdapterName, alias: str = LATEST, *, by: str = OPERATOR) -> str:
+        """Point an alias at what it pointed at before; return that digest."""
+        self._pointers(name)
+        return self._registry.roll_back(name, alias, by)
+
+    def delete_alias(self, name: AdapterName, alias: str, *, by: str = OPERATOR) -> None:
         """Remove an alias; `latest` cannot be removed."""
         if alias == LATEST:
             raise AdapterExistsError(f"{LATEST} cannot be removed: delete the version, or the adapter", key="alias")
-        with self._writing(name) as pointers:
-            find_version(AdapterRef(name, alias=alias), pointers)
-            rest = {other: digest for other, digest in pointers.aliases.items() if other != alias}
-            self._write(name, Pointers(pointers.versions, rest, pointers.served))
+        self._pointers(name)
+        self._registry.remove_alias(name, alias, by)
 
-    def set_served(self, name: AdapterName, served: bool) -> None:
+    def set_served(self, name: AdapterName, served: bool, *, by: str = OPERATOR) -> None:
         """Hide an adapter from requests, or show it again; nothing is deleted."""
-        with self._writing(name) as pointers:
-            self._write(name, Pointers(pointers.versions, pointers.aliases, served))
+        self._pointers(name)
+        self._registry.set_served(name, served=served, by=by)
 
-    def delete_version(self, name: AdapterName, digest: str) -> None:
-        """Delete a version that no alias but `latest` points at; `latest` falls back to the one before."""
-        with self._writing(name) as pointers:
-            digest = find_version(AdapterRef(name, version=digest), pointers)
-            held = sorted(alias for alias, at in pointers.aliases.items() if at == digest and alias != LATEST)
-            if held:
-                message = f"{name}@{digest[:12]} is what {named(held)} points at: move or delete that alias first"
-                raise AdapterExistsError(message, key="version")
-            self._write(name, pointers.without_version(digest))
-            self._throw_away(self._folder(name) / _VERSIONS / digest)
+    def set_pinned(self, name: AdapterName, version: str, pinned: bool, *, by: str = OPERATOR) -> str:
+        """Keep a version from being deleted and from leaving memory, or let it go; return its digest."""
+        self._pointers(name)
+        return self._registry.set_pinned(name, version, pinned=pinned, by=by)
 
-    def delete(self, name: AdapterName) -> None:
-        """Delete an adapter with all its versions and aliases."""
-        with self._writing(name):
-            self._throw_away(self._folder(name))
+    def delete_version(self, name: AdapterName, version: str, *, grace: float = 0.0, by: str = OPERATOR) -> None:
+        """Delete a version that is not pinned and that no alias but `latest` points at; return its digest.
+
+        Nobody can name it from now on; its bytes go after ``grace`` seconds, for those who just did.
+        """
+        self._pointers(name)
+        self._registry.delete_version(name, version, now() + timedelta(seconds=grace), by)
+        self.purge()
+
+    def delete(self, name: AdapterName, *, grace: float = 0.0, by: str = OPERATOR) -> None:
+        """Delete an adapter with all its versions and aliases; their bytes go after ``grace`` seconds."""
+        self._pointers(name)
+        self._registry.delete(name, now() + timedelta(seconds=grace), by)
+        self.purge()
+
+    def purge(self) -> list[str]:
+        """Remove the bytes of what was deleted, once its grace has passed; return what it was (`tenant/name@digest`).
+
+        Does nothing while something is being published.
+        """
+        if not self._is_there():
+            return []
+        with self._undisturbed() as alone:
+            return self._purged() if alone else []
 
     def recover(self) -> list[str]:
         """Remove what interrupted writers left behind; return what it was. Does nothing while others write."""
-        if not self.root.is_dir():
+        if not self._is_there():
             return []
-        make_folder(self._staging)
-        make_folder(self.root / _LOCKS)
-        try:
-            with locked(self._staging_lock, wait=False):
-                left = sorted(self._staging.iterdir())
-                for entry in left:
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-                orphans = [orphan for tenant in _folders(self.root) for orphan in self._clean_tenant(tenant)]
-        except BlockingIOError:
-            return []
-        return [str(path.relative_to(self.root)) for path in (*left, *orphans)]
+        with self._undisturbed() as alone:
+            if not alone:
+                return []
+            left = sorted(self._staging.iterdir())
+            for entry in left:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            return [str(path.relative_to(self.root)) for path in left] + self._purged()
 
     # Inside
 
+    def _is_there(self) -> bool:
+        """Whether there is a store. One whose database is empty takes in the versions that lie in its folder."""
+        if not self.root.is_dir():
+            return False
+        if self.database.prepare():
+            for name in self._registry.adopt(lambda: find_adopted(self.root)):
+                forget_pointers(self._folder(name))
+        return True
+
     def _pointers(self, name: AdapterName) -> Pointers:
-        pointers = self._read(name)
+        self._folder(name)
+        pointers = self._registry.pointers(name) if self._is_there() else None
         if pointers is None:
             raise AdapterNotFoundError(f"there is no adapter {name}", key="name")
         return pointers
-
-    def _read(self, name: AdapterName) -> Pointers | None:
-        return read_pointers(self._folder(name))
-
-    def _write(self, name: AdapterName, pointers: Pointers) -> None:
-        write_pointers(self._folder(name), pointers, self._staging)
 
     def _version(self, name: AdapterName, digest: str) -> Version:
         path = self._folder(name) / _VERSIONS / digest
@@ -223,46 +259,40 @@ class Store:
             raise AdapterNameError(f"{name} is a link in the store, and links are not followed", key="name")
         return folder
 
-    def _place(self, staged: Path, name: AdapterName, digest: str) -> None:
-        versions = self._folder(name) / _VERSIONS
-        make_folder(versions)
-        if not (versions / digest).exists():
-            staged.rename(versions / digest)
-            sync_folder(versions)
+    def _purged(self) -> list[str]:
+        return [
+            f"{known.name}@{known.digest}"
+            for known in self._registry.known(purge_before=now())
+            if self._registry.purge(known, functools.partial(self._throw_away, known))
+        ]
 
-    def _throw_away(self, path: Path) -> None:
-        trash = self._staging / f"trash-{uuid.uuid4().hex}"
-        path.rename(trash)
-        sync_folder(path.parent)
-        shutil.rmtree(trash)
-
-    def _clean_tenant(self, tenant: Path) -> list[Path]:
-        return [path for folder in _folders(tenant) for path in self._clean(AdapterName(tenant.name, folder.name))]
-
-    def _clean(self, name: AdapterName) -> list[Path]:
-        """Remove versions that no pointer knows: their publisher, or their deleter, did not get to the end."""
-        folder = self._folder(name)
-        with self._locked(name):
-            try:
-                pointers = read_pointers(folder)
-            except AdapterFormatError:
-                return []  # broken from outside: every use says so, and the versions are kept for a repair
-            known = pointers.versions if pointers else ()
-            orphans = [path for path in _folders(folder / _VERSIONS) if path.name not in known]
-            if pointers is None:
-                orphans = [folder]
-            for path in orphans:
-                self._throw_away(path)
-        return orphans
+    def _throw_away(self, known: Known) -> None:
+        """Remove a version's folder, and those above it that are empty then."""
+        folder = self._folder(known.name)
+        path = folder / _VERSIONS / known.digest
+        if path.exists():
+            trash = self._staging / f"trash-{uuid.uuid4().hex}"
+            path.rename(trash)
+            sync_folder(path.parent)
+            shutil.rmtree(trash)
+        for empty in (folder / _VERSIONS, folder):
+            if empty.is_dir() and not any(empty.iterdir()):
+                empty.rmdir()
 
     @property
     def _staging_lock(self) -> Path:
         return self.root / _LOCKS / "staging"
 
+    def _make_folders(self) -> None:
+        for folder in (self.root, self._staging, self.root / _LOCKS):
+            make_folder(folder)
+
     @contextmanager
     def _aside(self) -> Iterator[Path]:
         """A new folder in staging, gone at the end unless it was renamed away."""
-        with self._sharing():
+        self._make_folders()
+        # Shared, so that what a living writer has begun is not taken for a dead one's.
+        with locked(self._staging_lock, shared=True):
             staged = self._staging / uuid.uuid4().hex
             staged.mkdir()
             try:
@@ -271,40 +301,22 @@ class Store:
                 shutil.rmtree(staged, ignore_errors=True)
 
     @contextmanager
-    def _sharing(self) -> Iterator[None]:
-        """Keeps recover() from taking the staging of a living writer for a leftover."""
-        for folder in (self.root, self._staging, self.root / _LOCKS):
-            make_folder(folder)
-        with locked(self._staging_lock, shared=True):
-            yield
+    def _undisturbed(self) -> Iterator[bool]:
+        """Keeps publishers out; False if there are some at work."""
+        self._make_folders()
+        try:
+            with locked(self._staging_lock, wait=False):
+                yield True
+        except BlockingIOError:
+            yield False
 
-    @contextmanager
-    def _locked(self, name: AdapterName) -> Iterator[None]:
-        # Names have no '@', so no two share a file. Lock files stay: removing one would split a lock in two.
-        with locked(self.root / _LOCKS / f"{name.tenant}@{name.name}"):
-            yield
 
-    @contextmanager
-    def _writing(self, name: AdapterName) -> Iterator[Pointers]:
-        self._pointers(name)  # no lock file for a name that does not exist
-        with self._sharing(), self._locked(name):
-            yield self._pointers(name)
+def _place(staged: Path, versions: Path, digest: str) -> None:
+    make_folder(versions)
+    if not (versions / digest).exists():
+        staged.rename(versions / digest)
+        sync_folder(versions)
 
 
 # A version's files never change, and its path holds its digest.
 _manifest = functools.lru_cache(maxsize=4096)(read_manifest)
-
-
-def _folders(folder: Path) -> list[Path]:
-    """Sub-folders that can be names (so neither hidden ones nor links), sorted."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if _can_be_name(path) and path.is_dir() and not path.is_symlink())
-
-
-def _can_be_name(path: Path) -> bool:
-    try:
-        check_part(path.name, "name")
-    except AdapterError:
-        return False
-    return True

@@ -1,12 +1,10 @@
 """The engine process as LitServe starts it: one LitAPI that builds the engine, one LitLoop that runs the worker."""
 
-import logging
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
-from collections.abc import Sequence as Many
 from typing import Any
 
 from litserve import LitAPI
@@ -15,6 +13,7 @@ from litserve.specs.base import LitSpec
 from litserve.utils import LitAPIStatus, LoopResponseType
 
 from service.errors import describe
+from service.logs import configure_logging
 from service.messages import Message, WorkerEvent
 from service.orphans import exit_with
 from service.priority import keep_freed_memory
@@ -28,13 +27,6 @@ SWITCH_INTERVAL_S = 5e-4
 """How long a thread may keep the interpreter that another one wants: a step must not wait for a reader's 5 ms."""
 SETUP_FAILED = 71
 """Exit code of an engine process that could not be set up; the reason is on stderr by then."""
-
-
-def configure_logging(level: str) -> None:
-    """Log to stderr, a line per record, from this process."""
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
-    )
 
 
 class EngineLoop(LitLoop):  # type: ignore[misc]  # LitServe has no types
@@ -82,7 +74,7 @@ class EngineAPI(LitAPI):  # type: ignore[misc]  # LitServe has no types
         """Load the base. A reason not to is told in one sentence, and the process ends."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C reaches the whole group; the main process decides
         exit_with(self.loop._server_pid, self.manager_pid)
-        configure_logging(self.settings.log_level)
+        configure_logging(self.settings.log_level, self.settings.log_format)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         keep_freed_memory()
         try:
@@ -93,32 +85,44 @@ class EngineAPI(LitAPI):  # type: ignore[misc]  # LitServe has no types
 
     def make_worker(self, receive: Callable[[], tuple[str, Message]], send: Callable[[list[WorkerEvent]], None]) -> Any:
         """Connect the parts that :meth:`setup` made with the two ends of the queue."""
+        from service.ledger import Ledger
         from service.prepare import Preparer
+        from service.ready import Ready
         from service.worker import Worker
 
-        def make_preparer(emit: Callable[..., None], hand_over: Callable[[str, Many[Any]], None]) -> Preparer:
+        def make_preparer(emit: Callable[..., None], hand_over: Callable[[Ready], None]) -> Preparer:
             return Preparer(self.catalog, self.cache, self.encoder, emit, hand_over)
 
-        return Worker(
+        worker = Worker(
             self.engine,
             self.catalog,
             make_preparer=make_preparer,
+            ledger=Ledger(self.database, self.catalog.base.id, self.cache.resident),
             receive=receive,
             send=send,
             cache_bytes=lambda: self.cache.stats().nbytes,
         )
+        self.asides.connect(worker.hand_over)
+        return worker
 
     def _build(self) -> None:
         from adapters.adapter import Adapter, load_adapter
         from adapters.base import resolve_base
         from adapters.cache import HostCache
-        from adapters.store import Store, Version
+        from adapters.store import Version
+        from service.asides import Asides
         from service.catalog import Catalog
         from service.encode import Encoder
+        from service.gate.checks import Checker
+        from service.gate.keeper import Gatekeeper
+        from service.janitor import Janitor
+        from service.opening import open_store
+        from service.quotas import Quotas
 
         settings = self.settings
         base = resolve_base(settings.base, settings.base_revision)
-        store = Store(settings.store)
+        store = open_store(settings)
+        self.database = store.database
         store.recover()
         self.engine = self.make_engine(base)
 
@@ -126,23 +130,33 @@ class EngineAPI(LitAPI):  # type: ignore[misc]  # LitServe has no types
             # Laid out here, off the step thread, so that a step only points at it.
             adapter = load_adapter(version.path, base, digest=version.digest, ref=str(version.name))
             packed: Adapter = self.engine.pack(adapter)
+            quotas.check(packed)
             return packed
 
-        self.cache = HostCache(settings.host_cache_bytes, load)
+        quotas = Quotas(store.database)
+        self.cache = HostCache(
+            settings.host_cache_bytes, load, lambda digest: bool(self.catalog.lifecycle.is_pinned(digest)), quotas.of
+        )
         self.encoder = Encoder(base, self.engine.max_model_len)
+        self.asides = Asides()
         self.catalog = Catalog(
             base,
             store,
             self.cache,
+            Gatekeeper(store, Checker(base, self.cache, self.encoder, self.asides)),
             max_model_len=self.engine.max_model_len,
             max_lora_rank=settings.max_lora_rank,
             folders=settings.adapter_folders,
+            delete_grace=settings.delete_grace,
         )
+        quotas.refresh()
+        Janitor(quotas.refresh, every=1.0).start()
+        Janitor(self.catalog.lifecycle.keep_house).start()
 
     def make_engine(self, base: Any) -> Any:
         """Build the engine; a test that provokes a failure builds another one."""
         from service.engine.config import EngineConfig
-        from service.head_engine import HeadEngine
+        from service.engine.engine import Engine
 
         settings = self.settings
         config = EngineConfig(
@@ -159,7 +173,7 @@ class EngineAPI(LitAPI):  # type: ignore[misc]  # LitServe has no types
             quantize=settings.quantize,
             threads=settings.threads,
         )
-        return HeadEngine(base, config)
+        return Engine(base, config)
 
     def _explain(self, error: Exception) -> None:
         # An error of ours, or of the file system, says in its message what to do; any other is a defect.

@@ -1,55 +1,59 @@
-"""API keys: who is asking. Runs before a byte of the body is read."""
+"""API keys: who is asking, and for what. Runs before a byte of the body is read."""
 
-import hashlib
-import hmac
-from collections.abc import Mapping
+from collections.abc import Callable
 
+from anyio import to_thread
 from starlette.datastructures import Headers
 from starlette.requests import Request
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import AuthenticationError
+from adapters.errors import AdapterError
+from service.errors import AuthenticationError, ServiceError, describe
+from service.handlers import error_response
 from service.openapi import DOCS_ASSETS
-from service.settings import EVERY_TENANT
+from service.tenants.access import Access
+from service.tenants.caller import Caller, caller_of
+from service.tenants.caller import Scope as KeyScope
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/health", "/docs", "/openapi.json"})
 """Probes carry no keys, and the documentation holds nothing of a tenant's."""
 
 
 class Auth:
-    """ASGI middleware that refuses requests without a key and notes the tenant of the others.
+    """ASGI middleware that refuses requests without a key, or with one that is for something else.
 
     Args:
-        app: What to protect.
-        keys: {key: tenant}; without any, every request passes and sees every tenant.
+        app: What to protect; it finds the caller by `caller_of`.
+        access: Knows the keys.
+        scope_of: The scope that a method and a path need; None if any key will do.
     """
 
-    def __init__(self, app: ASGIApp, keys: Mapping[str, str]) -> None:
+    def __init__(self, app: ASGIApp, access: Access, scope_of: Callable[[str, str], KeyScope | None]) -> None:
         self._app = app
-        self._tenants = {_digest(key): tenant for key, tenant in keys.items()}
+        self._access = access
+        self._scope_of = scope_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on with its tenant, or answer 401."""
-        if scope["type"] != "http" or _is_open(scope["path"]) or not self._tenants:
+        """Pass the request on with its caller, or answer 401 or 403."""
+        if scope["type"] != "http" or _is_open(scope["path"]):
             await self._app(scope, receive, send)
             return
-        tenant = self._tenant_of(_shown_key(Headers(scope=scope)))
-        if tenant is None:
-            error = AuthenticationError(
-                "This server wants an API key: send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'."
-            ).detail()
-            await JSONResponse(error.body(), error.status, error.headers())(scope, receive, send)
+        try:
+            asking = await self._caller(_shown_key(Headers(scope=scope)))
+            needed = self._scope_of(scope["method"], scope["path"])
+            if needed is not None:
+                asking.check(needed)
+        except (ServiceError, AdapterError) as error:
+            await error_response(scope, describe(error))(scope, receive, send)
             return
-        scope.setdefault("state", {})["tenant"] = None if tenant == EVERY_TENANT else tenant
+        scope.setdefault("state", {})["caller"] = asking
         await self._app(scope, receive, send)
 
-    def _tenant_of(self, key: str) -> str | None:
-        # Digests have one length, and every key is compared: the time tells nothing about the keys.
-        shown, found = _digest(key), None
-        for digest, tenant in self._tenants.items():
-            if hmac.compare_digest(shown, digest):
-                found = tenant
+    async def _caller(self, key: str) -> Caller:
+        found = self._access.known(key) or await to_thread.run_sync(self._access.find, key)
+        if found is None:
+            what = "This key is not valid, or not any more" if key else "This server wants an API key"
+            raise AuthenticationError(f"{what}: send one as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'.")
         return found
 
 
@@ -59,14 +63,9 @@ def _is_open(path: str) -> bool:
 
 def tenant_of(request: Request) -> str | None:
     """The tenant whose key the request carries; None sees every tenant."""
-    tenant: str | None = getattr(request.state, "tenant", None)
-    return tenant
+    return caller_of(request).tenant
 
 
 def _shown_key(headers: Headers) -> str:
     scheme, _, key = headers.get("authorization", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

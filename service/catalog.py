@@ -1,25 +1,27 @@
 """Which models there are, for whom, and what a name means. Loading and unloading as vLLM's clients know it."""
 
 import logging
-import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+from adapters.audit import OPERATOR
 from adapters.base import BaseSource
 from adapters.cache import HostCache
-from adapters.config import read_lora_config
 from adapters.errors import AdapterError, AdapterNameError, AdapterNotFoundError
 from adapters.manifest import Manifest, Task, read_manifest
 from adapters.names import LATEST, AdapterName, AdapterRef
 from adapters.store import Store, Version
 from service.errors import InvalidRequestError, ModelNotFoundError, PathNotAllowedError, PermissionDeniedError, shorten
-from service.messages import BaseInfo, ModelInfo
-
-_ABSOLUTE = re.compile(r"(?<![\w.])/(?:[^\s/'\"`]+/)+([^\s/'\"`]+)")
-"""An absolute path; its last part may be told."""
+from service.gate.keeper import Gatekeeper
+from service.lifecycle import Lifecycle
+from service.lifecycle_messages import LifecycleQuestion
+from service.messages import BaseInfo, ModelInfo, Work
+from service.publishing import check_rank, own_name, room_on_disk, without_paths
+from service.split_messages import SplitQuestion
+from service.splits import Routed, Splits
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +62,11 @@ class Catalog:
         base: The one base of the process.
         store: The adapters.
         cache: Adapters in host memory; an unloaded one is dropped from it.
+        gatekeeper: Checks versions for the aliases that demand something.
         max_model_len: Longest prompt plus answer in tokens.
         max_lora_rank: Largest rank that a slot can hold.
         folders: Where adapters may be imported from.
+        delete_grace: Seconds for which the bytes of what is deleted stay.
     """
 
     def __init__(
@@ -70,10 +74,12 @@ class Catalog:
         base: BaseSource,
         store: Store,
         cache: HostCache,
+        gatekeeper: Gatekeeper,
         *,
         max_model_len: int,
         max_lora_rank: int,
         folders: tuple[Path, ...],
+        delete_grace: float = 0.0,
     ) -> None:
         self.base = base
         self._store = store
@@ -82,6 +88,10 @@ class Catalog:
         self._max_lora_rank = max_lora_rank
         self._folders = tuple(folder.expanduser().resolve() for folder in folders)
         self._started = int(time.time())
+        self.splits = Splits(store)
+        self.lifecycle = Lifecycle(
+            base, store, cache, gatekeeper, max_lora_rank=max_lora_rank, delete_grace=delete_grace
+        )
         self._summaries: dict[str, _Summary] = {}
         """By digest, of the versions that the last whole list had, and of those listed since."""
 
@@ -92,7 +102,7 @@ class Catalog:
             kind=self.base.kind,
             fingerprint=self.base.fingerprint,
             max_model_len=self._max_model_len,
-            adapters=sum(1 for _ in self._served(None)),
+            adapters=len(self._store.served()),
         )
 
     def resolve(self, model: str, tenant: str | None) -> Version | None:
@@ -104,16 +114,37 @@ class Catalog:
         if model == self.base.id:
             return None
         try:
-            ref = AdapterRef.parse(model.removeprefix(f"{self.base.id}:"), tenant)
-            if tenant is not None and ref.name.tenant != tenant:
+            ref = self._ref(model, tenant)
+            if tenant is not None and not self._store.may_use(ref.name, tenant):
                 raise ModelNotFoundError(model)
             return self._store.resolve(ref)
         except (AdapterNameError, AdapterNotFoundError) as error:
             raise ModelNotFoundError(model) from error
 
+    def route(self, work: Work) -> Routed:
+        """The version that a request gets: what its name means, or one of those that its requests are split between.
+
+        Raises:
+            ModelNotFoundError: As `resolve` does.
+        """
+        version = self.resolve(work.model, work.tenant)
+        if version is None or not self.splits:
+            return Routed(version)
+        ref = self._ref(work.model, work.tenant)
+        alias = ref.alias or LATEST
+        if ref.version is not None or not self.splits.concerns(ref.name, alias):
+            return Routed(version)
+        return self.splits.route(version, alias, work)
+
+    def ask(self, question: LifecycleQuestion | SplitQuestion) -> Any:
+        """Answer a question about an adapter's versions."""
+        if isinstance(question, SplitQuestion):
+            return self.splits.ask(question)
+        return self.lifecycle.ask(question)
+
     def models(self, tenant: str | None) -> list[ModelInfo]:
         """The base, then every adapter that the tenant may use."""
-        served = [(name, digest, self._summary(name, digest)) for name, digest in self._served(tenant)]
+        served = [(name, digest, self._summary(name, digest)) for name, digest in self._store.served(tenant)]
         if tenant is None:  # all that there is: what is not among it will not be asked for again
             self._summaries = {digest: summary for _, digest, summary in served if summary is not None}
         models = (
@@ -130,7 +161,7 @@ class Catalog:
             return self._base_model()
         return self._adapter_model(model, version.name, version.digest, _Summary.of(version.manifest))
 
-    def load(self, name: str, path: str, tenant: str | None, *, in_place: bool) -> str:
+    def load(self, name: str, path: str, tenant: str | None, *, in_place: bool, by: str = OPERATOR) -> str:
         """Serve what ``path`` names as ``name``; returns vLLM's sentence.
 
         ``path`` is a store reference, or a folder inside one of the allowed folders. Nothing is served in place: a
@@ -145,64 +176,47 @@ class Catalog:
             )
         version = self._in_store(path, tenant)
         folder = version.path if version is not None else self._allowed_folder(path)
-        if version is not None and version.name == target:
-            self._store.set_alias(target, LATEST, version.digest)
-        else:
-            self._publish(folder, target)
-        self._store.set_served(target, True)
+        if version is None or version.name != target:
+            version = self._publish(folder, target, by)
+        if self._store.aliases(target).get(LATEST) != version.digest:  # an older one, or `latest` has a gate
+            verdict = self.lifecycle.gatekeeper.admit(target, LATEST, version.digest, by=by, force=False)
+            self._store.set_alias(target, LATEST, version.digest, by=by, admitted=verdict is not None)
+        self._store.set_served(target, True, by=by)
         return f"Success: LoRA adapter '{name}' added successfully."
 
-    def unload(self, name: str, tenant: str | None) -> str:
+    def unload(self, name: str, tenant: str | None, *, by: str = OPERATOR) -> str:
         """Stop serving ``name``; requests in flight finish. Returns vLLM's sentence."""
         missing = LoraNotFoundError(f"The lora adapter '{shorten(name)}' cannot be found.", param="lora_name")
         try:
-            target = self._own_name(name, tenant)
+            target = own_name(name, tenant, param="lora_name")
         except (AdapterNameError, PermissionDeniedError) as error:
             raise missing from error
         if not self._is_served(target):
             raise missing
-        self._store.set_served(target, False)
+        self._store.set_served(target, False, by=by)
         for version in self._store.versions(target):
             self._cache.discard(version.digest)
         return f"Success: LoRA adapter '{name}' removed successfully."
 
+    def _ref(self, model: str, tenant: str | None) -> AdapterRef:
+        return AdapterRef.parse(model.removeprefix(f"{self.base.id}:"), tenant)
+
     def _new_name(self, name: str, tenant: str | None) -> AdapterName:
         """A name to load under; the parameter at fault is named as the route names it."""
-        try:
-            target = self._own_name(name, tenant)
-        except AdapterNameError as error:
-            raise AdapterNameError(error.message, key="lora_name") from error
+        target = own_name(name, tenant, param="lora_name")
         if self.base.id in (name, str(target)):
             raise InvalidRequestError(f"'{name}' is the base itself: choose another name.", param="lora_name")
         return target
 
-    def _publish(self, folder: Path, target: AdapterName) -> None:
+    def _publish(self, folder: Path, target: AdapterName, by: str) -> Version:
         """Publish a folder; a refusal tells the client about its parameter and nothing about our disks."""
         try:
-            self._check_rank(folder)
-            self._store.publish(folder, target, self.base)
+            check_rank(folder, self._max_lora_rank, param="lora_path")
+            with room_on_disk():
+                return self._store.publish(folder, target, self.base, by=by)
         except AdapterError as error:
-            for place in (folder, self._store.root.resolve(), self._store.root):
-                error.message = error.message.replace(f"{place}/", "").replace(str(place), folder.name)
             key = "lora_name" if isinstance(error, AdapterNameError) else "lora_path"
-            raise type(error)(_ABSOLUTE.sub(r"\1", error.message), key=key) from error
-
-    def _own_name(self, text: str, tenant: str | None) -> AdapterName:
-        qualified = f"{tenant}/{text}" if tenant is not None and "/" not in text else text
-        name = AdapterName.parse(qualified)
-        if tenant is not None and name.tenant != tenant:
-            raise PermissionDeniedError(f"This key belongs to the tenant '{tenant}'.", param="lora_name")
-        return name
-
-    def _check_rank(self, folder: Path) -> None:
-        spec = read_lora_config(folder)
-        rank = max([spec.r, *spec.rank_pattern.values()])
-        if rank > self._max_lora_rank:
-            raise InvalidRequestError(
-                f"The adapter has rank {rank}; this server holds ranks up to {self._max_lora_rank} "
-                "(TENORA_MAX_LORA_RANK).",
-                param="lora_path",
-            )
+            raise type(error)(without_paths(error.message, folder, self._store.root), key=key) from error
 
     def _is_served(self, name: AdapterName) -> bool:
         return name in self._store.names(name.tenant) and self._store.is_served(name)
@@ -239,19 +253,6 @@ class Catalog:
             "imported from (TENORA_ADAPTER_FOLDERS).",
             param="lora_path",
         )
-
-    def _served(self, tenant: str | None) -> Iterator[tuple[AdapterName, str]]:
-        """Every name that requests may use, and the digest that it means; the versions themselves are not opened."""
-        for name in self._store.names(tenant):
-            try:
-                digest = self._store.aliases(name).get(LATEST) if self._store.is_served(name) else None
-            except AdapterNotFoundError:
-                continue  # just deleted
-            except AdapterError as error:
-                logger.warning("%s is left out of the list of models: %s", name, error)
-                continue
-            if digest is not None:
-                yield name, digest
 
     def _summary(self, name: AdapterName, digest: str) -> _Summary | None:
         """What a list tells of a version; None if it was deleted, or is broken."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from service.cli_adapters import adapters
+from service.cli_tenants import keys, tenants
 from service.settings import SettingsError, load_client_settings, load_settings, unknown_variables
 
 app = typer.Typer(
@@ -21,6 +22,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(adapters, name="adapters")
+app.add_typer(tenants, name="tenants")
+app.add_typer(keys, name="keys")
 
 FAILED = 2
 
@@ -74,6 +77,9 @@ def serve(
     ] = None,
     base_revision: Annotated[str | None, typer.Option(help="Revision of a base that comes from a hub.")] = None,
     store: Annotated[Path | None, typer.Option(help="Folder of the adapter store. [./store]")] = None,
+    database: Annotated[
+        str | None, typer.Option(help="Where names and keys are kept: postgresql://… [a file in the store]")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on. [8000]")] = None,
     dtype: Annotated[
@@ -107,6 +113,7 @@ def serve(
             base=base,
             base_revision=base_revision,
             store=store,
+            database=database,
             host=host,
             port=port,
             dtype=dtype,

@@ -1,32 +1,34 @@
-"""`tenora adapters`: looks into a store and changes it, without a server."""
+"""`tenora adapters`: looks into a store and changes it, without a server; `cli_lifecycle.py` knows both."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from service.cli_lifecycle import pin, promote, rollback, unpin, upload
+from service.cli_store import SHOWN_DIGITS, StoreOption, fail, given_labels, opened, parse_ref, store_settings
+
 if TYPE_CHECKING:
     from adapters.names import AdapterRef
-    from adapters.store import Store, Version
+    from adapters.store import Version
     from adapters.templates import PromptTemplate
-    from service.settings import StoreSettings
 
 adapters = typer.Typer(
-    help="List, show, publish and delete the adapters of a store.", no_args_is_help=True, rich_markup_mode=None
+    help="List, show, publish and delete the adapters of a store; upload, promote and pin them on a server.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
-FAILED = 2
-SHOWN_DIGITS = 12
-
-StoreOption = Annotated[Path | None, typer.Option("--store", help="Folder of the store. [TENORA_STORE, ./store]")]
 BaseOption = Annotated[
     str | None, typer.Option("--base", help="Base that the adapter belongs to. [TENORA_BASE, embedded]")
 ]
 NameArgument = Annotated[str, typer.Argument(help="tenant/name")]
 RefArgument = Annotated[str, typer.Argument(help="tenant/name, with @DIGEST or :ALIAS")]
+
+for command in (upload, promote, rollback, pin, unpin):
+    adapters.command()(command)
 
 
 @adapters.command("list")
@@ -37,12 +39,12 @@ def list_adapters(
     from adapters.errors import AdapterError
     from adapters.names import LATEST
 
-    with _opened(store) as opened:
+    with opened(store) as own:
         rows = []
-        for name in opened.names(tenant):
-            aliases = opened.aliases(name)
+        for name in own.names(tenant):
+            aliases = own.aliases(name)
             try:
-                versions = opened.versions(name)
+                versions = own.versions(name)
             except AdapterError as error:
                 rows.append((str(name), "broken", error.message, "", "", ""))
                 continue
@@ -54,7 +56,7 @@ def list_adapters(
                     latest.digest[:SHOWN_DIGITS] if latest else "-",
                     str(len(versions)),
                     ", ".join(sorted(set(aliases) - {LATEST})) or "-",
-                    "yes" if opened.is_served(name) else "no",
+                    "yes" if own.is_served(name) else "no",
                 )
             )
     _table(("adapter", "task", "latest", "versions", "aliases", "served"), rows)
@@ -63,12 +65,12 @@ def list_adapters(
 @adapters.command()
 def show(adapter: RefArgument, store: StoreOption = None) -> None:
     """Show one adapter: its versions, where it came from, how it was trained."""
-    with _opened(store) as opened:
-        ref = _ref(adapter)
-        aliases = opened.aliases(ref.name)
-        versions = [version for version in opened.versions(ref.name) if _is_meant(version, ref, aliases)]
+    with opened(store) as own:
+        ref = parse_ref(adapter)
+        aliases = own.aliases(ref.name)
+        versions = [version for version in own.versions(ref.name) if _is_meant(version, ref, aliases)]
         if not versions:
-            raise _fail(f"{adapter} is not in the store")
+            raise fail(f"{adapter} is not in the store")
         named = {digest: [alias for alias in aliases if aliases[alias] == digest] for digest in aliases.values()}
     for version in versions:
         _table(("field", "value"), _facts(version, named.get(version.digest, [])))
@@ -99,18 +101,18 @@ def publish(
     from adapters.base import resolve_base
     from adapters.names import LATEST, AdapterName
 
-    with _opened(store, create=True) as opened:
-        settings = _settings(base=base)
+    with opened(store, create=True) as own:
+        settings = store_settings(base=base)
         target = AdapterName.parse(name)
         if not folder.is_dir():
-            raise _fail(f"{folder} is not a folder")
-        version = opened.publish(
+            raise fail(f"{folder} is not a folder")
+        version = own.publish(
             folder,
             target,
             resolve_base(settings.base, settings.base_revision),
             aliases=(LATEST, *(alias or ())),
             template=_template(template),
-            labels=tuple(label.strip() for label in labels.split(",")) if labels else None,
+            labels=given_labels(labels),
             multi_label=multi_label,
             score=score,
         )
@@ -127,17 +129,17 @@ def alias(
     """Point an alias at a version; moving `latest` back is a rollback."""
     from adapters.names import LATEST
 
-    with _opened(store) as opened:
-        ref = _ref(adapter)
+    with opened(store) as own:
+        ref = parse_ref(adapter)
         if remove:
-            opened.delete_alias(ref.name, name)
+            own.delete_alias(ref.name, name)
             typer.echo(f"{ref.name}:{name} removed")
             return
-        digest = ref.version or opened.aliases(ref.name).get(ref.alias or LATEST)
+        digest = ref.version or own.aliases(ref.name).get(ref.alias or LATEST)
         if digest is None:
-            raise _fail(f"{adapter} is not in the store")
-        opened.set_alias(ref.name, name, digest)
-        typer.echo(f"{ref.name}:{name} -> {opened.aliases(ref.name)[name][:SHOWN_DIGITS]}")
+            raise fail(f"{adapter} is not in the store")
+        own.set_alias(ref.name, name, digest)
+        typer.echo(f"{ref.name}:{name} -> {own.aliases(ref.name)[name][:SHOWN_DIGITS]}")
 
 
 @adapters.command()
@@ -147,54 +149,18 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete a version (tenant/name@DIGEST) or an adapter with all its versions (tenant/name)."""
-    with _opened(store) as opened:
-        ref = _ref(adapter)
+    with opened(store) as own:
+        ref = parse_ref(adapter)
         if ref.alias is not None:
-            raise _fail(f"an alias is removed by: tenora adapters alias {ref.name} {ref.alias} --remove")
-        what = str(ref) if ref.version else f"{ref.name} with {len(opened.versions(ref.name))} version(s)"
+            raise fail(f"an alias is removed by: tenora adapters alias {ref.name} {ref.alias} --remove")
+        what = str(ref) if ref.version else f"{ref.name} with {len(own.versions(ref.name))} version(s)"
         if not yes and not typer.confirm(f"Delete {what}?"):
             raise typer.Exit(1)
         if ref.version:
-            opened.delete_version(ref.name, ref.version)
+            own.delete_version(ref.name, ref.version)
         else:
-            opened.delete(ref.name)
+            own.delete(ref.name)
     typer.echo(f"{what} deleted")
-
-
-@contextmanager
-def _opened(store: Path | None, *, create: bool = False) -> "Iterator[Store]":
-    from adapters.errors import AdapterError
-    from adapters.store import Store
-
-    folder = _settings(store=store).store
-    if not create and not folder.is_dir():
-        raise _fail(f"there is no store at {folder}: name one with --store")
-    try:
-        yield Store(folder)
-    except AdapterError as error:
-        raise _fail(error.message) from error
-    except OSError as error:
-        raise _fail(f"{error.strerror}: {error.filename}") from error
-
-
-def _settings(**flags: object) -> "StoreSettings":
-    from service.settings import SettingsError, load_store_settings
-
-    try:
-        return load_store_settings(**flags)
-    except SettingsError as error:
-        raise _fail(str(error)) from error
-
-
-def _fail(message: str) -> typer.Exit:
-    sys.stderr.write(f"tenora: {message}\n")
-    return typer.Exit(FAILED)
-
-
-def _ref(text: str) -> "AdapterRef":
-    from adapters.names import AdapterRef
-
-    return AdapterRef.parse(text, None)
 
 
 def _is_meant(version: "Version", ref: "AdapterRef", aliases: dict[str, str]) -> bool:

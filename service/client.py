@@ -5,6 +5,7 @@ with TenoraClient("http://127.0.0.1:8000") as client:
     for piece in client.stream("acme/support", "Where is my parcel?"):
         print(piece, end="")
     print(client.classify("acme/sentiment", ["lovely", "dull"])[0].label)
+    print(client.upload(Path("runs/support"), "acme/support").digest)
     print(client.score("acme/reward", {"prompt": "Where is my parcel?", "answer": "It left today."})[0].score)
 """
 
@@ -14,6 +15,7 @@ from typing import Any, Self, Unpack
 
 import httpx
 
+from service.client_lifecycle import AdapterVersion, LifecycleClient
 from service.client_types import (
     Answer,
     Base,
@@ -40,6 +42,7 @@ from service.client_types import (
 )
 
 __all__ = [
+    "AdapterVersion",
     "Answer",
     "AsyncTenoraClient",
     "Base",
@@ -58,7 +61,7 @@ CHAT, COMPLETIONS, INSTRUCT = "/v1/chat/completions", "/v1/completions", "/v1/in
 CLASSIFY, SCORE, MODELS, BASE = "/v1/classify", "/v1/score", "/v1/models", "/v1/base"
 
 
-class TenoraClient:
+class TenoraClient(LifecycleClient):
     """Talks to one server; close it, or use it as a context manager."""
 
     def __init__(

@@ -99,7 +99,7 @@ class Encoder:
             ids = encode_text(self._tokenizer, self._cut(text, length, side), length, side)
             if not ids:
                 raise InvalidRequestError("A text to classify is empty.", param="input")
-            sequences.append(Sequence(request_id, ids, index=index, adapter=adapter, deadline=work.deadline))
+            sequences.append(Sequence(request_id, ids, index=index, adapter=adapter, **_terms(work)))
         return sequences
 
     def _cut(self, text: str, length: int, side: str) -> str:
@@ -120,7 +120,7 @@ class Encoder:
                     f"`{version.name}` scores at most {most}.",
                     param=item.field,
                 )
-            sequences.append(Sequence(request_id, ids, index=index, adapter=adapter, deadline=work.deadline))
+            sequences.append(Sequence(request_id, ids, index=index, adapter=adapter, **_terms(work)))
         return sequences
 
     def _scored_ids(self, item: ScoredAnswer, template: PromptTemplate) -> list[int]:
@@ -154,8 +154,7 @@ class Encoder:
                     index=place * work.n + choice,
                     adapter=adapter,
                     sampling=sampling,
-                    deadline=work.deadline,
-                    scope=work.tenant or "",
+                    **_terms(work),
                 )
                 sequences.append(sequence)
         return sequences
@@ -202,6 +201,16 @@ class Encoder:
                 param="max_tokens",
             )
         return work.max_tokens
+
+
+def _terms(work: Work) -> dict[str, Any]:
+    """On what terms the engine works for a request: for whom, how urgently, until when."""
+    return {
+        "scope": work.tenant or "",
+        "share": work.share,
+        "priority": work.priority,
+        "deadline": work.deadline,
+    }
 
 
 def _input_of(prompt: ChatPrompt | InstructPrompt) -> PromptInput:

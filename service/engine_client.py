@@ -9,7 +9,7 @@ import logging
 import math
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -32,10 +32,13 @@ from service.messages import (
     Answered,
     BaseInfo,
     Cancel,
+    Classify,
+    Generate,
     Message,
     Prepared,
     Question,
     Refused,
+    Score,
     Work,
     WorkerEvent,
     WorkerGone,
@@ -139,6 +142,8 @@ class EngineClient:
         self._metrics = metrics
         self._pending: dict[str, Pending] = {}
         self._in_flight = 0
+        self._in_flight_of: Counter[str | None] = Counter()
+        """Sequences by tenant; without those that have none."""
         self._boot: str | None = None
         self._heard = 0.0
         self._pace = 0.5
@@ -229,7 +234,7 @@ class EngineClient:
                 f"The request asks for {work.weight} sequences; at most {self._max_queue} may be in flight."
             )
         self._check_there()
-        if self._in_flight + work.weight > self._max_queue:
+        if self._in_flight + work.weight > self._max_queue and not self._is_due(work):
             self._metrics.rejected.inc()
             wait = max(1, math.ceil(self._pace * self._in_flight / self._max_queue))
             raise QueueFullError(
@@ -237,10 +242,19 @@ class EngineClient:
             )
         return self._open(work, work.weight, work.deadline)
 
-    async def ask(self, question: Question) -> Any:
-        """Ask the engine process something; raises what it refuses with."""
+    def _is_due(self, work: Work) -> bool:
+        """Whether a tenant may go beyond a queue that others have filled: as far as an equal part of it.
+
+        However many tenants there are, what is in flight stays below twice the bound.
+        """
+        own = self._in_flight_of[work.tenant]
+        tenants = len(self._in_flight_of.keys() | {work.tenant})
+        return tenants > 1 and own + work.weight <= self._max_queue // tenants
+
+    async def ask(self, question: Question, timeout: float = QUESTION_TIMEOUT_S) -> Any:
+        """Ask the engine process something, and wait so many seconds at most; raises what it refuses with."""
         self._check_there()
-        pending = self._open(question, 0, time.monotonic() + QUESTION_TIMEOUT_S)
+        pending = self._open(question, 0, time.monotonic() + timeout)
         try:
             event = await pending.next()
         finally:
@@ -253,7 +267,7 @@ class EngineClient:
         if self._pending.pop(pending.request_id, None) is None:
             return
         pending.timer.cancel()
-        self._in_flight -= pending.weight
+        self._count(pending.message, -pending.weight)
         if pending.settled:
             self._pace += 0.1 * (time.monotonic() - pending.created - self._pace)
         else:
@@ -276,9 +290,17 @@ class EngineClient:
         delay = deadline - time.monotonic() + GRACE_S
         pending = Pending(message, weight, lambda made: loop.call_later(delay, made.fail, late))
         self._pending[pending.request_id] = pending
-        self._in_flight += weight
+        self._count(message, weight)
         self._post(pending.request_id, message)
         return pending
+
+    def _count(self, message: Work | Question, weight: int) -> None:
+        self._in_flight += weight
+        if weight:
+            assert isinstance(message, Generate | Classify | Score), "a question is no sequence"
+            self._in_flight_of[message.tenant] += weight
+            if not self._in_flight_of[message.tenant]:
+                del self._in_flight_of[message.tenant]
 
     def _post(self, request_id: str, message: Message) -> None:
         self._send((HTTP_PROCESS, request_id, time.monotonic(), message))

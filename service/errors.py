@@ -8,17 +8,25 @@ ServiceError
 │   └── PathNotAllowedError        400  an adapter path outside the allowed folders
 ├── AuthenticationError            401  no key, or not one of ours
 ├── PermissionDeniedError          403  the key is fine, the tenant is not
-├── ModelNotFoundError             404  an unknown model, or another tenant's
+├── NotFoundError                  404  something that does not exist, or is another tenant's: the same answer
+│   ├── ModelNotFoundError         404  an unknown model
+│   ├── AdapterUnknownError        404  an adapter to be changed
+│   ├── TenantNotFoundError        404  a tenant
+│   └── KeyNotFoundError           404  a key, by its id
 ├── BodyTimeoutError               408  the body did not arrive in time
+├── TenantExistsError              409  the tenant's name is taken
+├── GateFailedError                409  a version lacks what the alias demands of it
 ├── BodyTooLargeError              413  more bytes than the limit
 ├── EncodedBodyError               415  a compressed body
 ├── QueueFullError                 429  the queue is full; Retry-After says when to come back
+├── RateLimitedError               429  the tenant's own limit; the message names it, Retry-After says when to come back
 ├── ClientGoneError                499  the client closed the connection; nobody reads this one
 ├── ServerError                    500  our own fault
 ├── EngineUnavailableError         503  the engine is starting, or died under the request
-└── DeadlineExceededError          504  the request's time is up
+├── DeadlineExceededError          504  the request's time is up
+└── StorageFullError               507  no room on the server's disk
 
-The errors of `adapters` keep their own classes; the table below gives each its status (400, 404, 409, 422 or 500).
+The errors of `adapters` keep their own classes; the table below gives each its status (400, 404, 409, 422, 500 or 503).
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,6 +42,7 @@ from adapters.errors import (
     AdapterNotFoundError,
     AdapterUnsupportedError,
     BaseModelError,
+    StateError,
     TemplateError,
 )
 
@@ -52,6 +61,7 @@ class ErrorDetail:
     code: str
     param: str | None = None
     retry_after: int | None = None
+    more_headers: tuple[tuple[str, str], ...] = ()
 
     def body(self) -> dict[str, Any]:
         """The OpenAI error body."""
@@ -59,7 +69,9 @@ class ErrorDetail:
 
     def headers(self) -> dict[str, str]:
         """Reply headers that belong to the error."""
-        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        headers = dict(self.more_headers)
+        if self.retry_after is not None:
+            headers["Retry-After"] = str(self.retry_after)
         if self.status == 401:
             headers["WWW-Authenticate"] = 'Bearer realm="tenora"'
         return headers
@@ -125,13 +137,70 @@ class PermissionDeniedError(ServiceError):
     status, type, code = 403, "permission_error", "permission_denied"
 
 
-class ModelNotFoundError(ServiceError):
-    """No such model for this key; the same answer whether it exists for another tenant or not."""
+class NotFoundError(ServiceError):
+    """No such thing for this key; the same answer whether it exists for another tenant or not."""
 
-    status, type, code = 404, "invalid_request_error", "model_not_found"
+    status, type, code = 404, "invalid_request_error", "not_found"
+
+
+class ModelNotFoundError(NotFoundError):
+    """No such model for this key."""
+
+    code = "model_not_found"
 
     def __init__(self, model: str, *, param: str = "model") -> None:
         super().__init__(f"The model `{shorten(model)}` does not exist or this key has no access to it.", param=param)
+
+
+class AdapterUnknownError(NotFoundError):
+    """No such adapter for this key."""
+
+    code = "adapter_not_found"
+
+    def __init__(self, adapter: str) -> None:
+        super().__init__(
+            f"The adapter `{shorten(adapter)}` does not exist or this key has no access to it.", param="adapter"
+        )
+
+
+class TenantNotFoundError(NotFoundError):
+    """No such tenant for this key."""
+
+    code = "tenant_not_found"
+
+    def __init__(self, tenant: str) -> None:
+        super().__init__(f"There is no tenant `{shorten(tenant)}`, or this key has no access to it.", param="tenant")
+
+
+class KeyNotFoundError(NotFoundError):
+    """No such key for this key."""
+
+    code = "key_not_found"
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"There is no key `{shorten(key_id)}`, or this key has no access to it.", param="id")
+
+
+class TenantExistsError(ServiceError):
+    """There is a tenant of that name."""
+
+    status, type, code = 409, "invalid_request_error", "tenant_exists"
+
+    def __init__(self, tenant: str) -> None:
+        super().__init__(f"There is a tenant `{shorten(tenant)}` already.", param="name")
+
+
+class GateFailedError(ServiceError):
+    """A version lacks something that the alias demands; what, is in the message and kept with the version."""
+
+    status, type, code = 409, "invalid_request_error", "gate_failed"
+
+    def __init__(self, what: str, alias: str, failed: Sequence[str]) -> None:
+        super().__init__(
+            f"{what} does not pass the gate of '{alias}': {'; '.join(failed)}. Nothing was moved; a key with the scope "
+            "'admin' can force it.",
+            param="version",
+        )
 
 
 class BodyTimeoutError(ServiceError):
@@ -158,6 +227,22 @@ class QueueFullError(ServiceError):
     status, type, code = 429, "rate_limit_error", "queue_full"
 
 
+class RateLimitedError(ServiceError):
+    """The tenant goes beyond a limit of its own; the reply carries OpenAI's x-ratelimit-* headers."""
+
+    status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
+
+    def __init__(
+        self, message: str, *, retry_after: int | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.headers = dict(headers or {})
+
+    def detail(self) -> ErrorDetail:
+        """The error as plain values."""
+        return replace(super().detail(), more_headers=tuple(self.headers.items()))
+
+
 class ClientGoneError(ServiceError):
     """The client closed the connection before the answer was ready."""
 
@@ -180,6 +265,12 @@ class DeadlineExceededError(ServiceError):
     status, type, code = 504, "server_error", "deadline_exceeded"
 
 
+class StorageFullError(ServiceError):
+    """There is no room on the server's disk for what was sent."""
+
+    status, type, code = 507, "server_error", "storage_full"
+
+
 class ReportedError(ServiceError):
     """An error that arrived as plain values from the engine process."""
 
@@ -200,6 +291,7 @@ _ADAPTER_ERRORS: Mapping[type[AdapterError], tuple[int, str]] = {
     AdapterUnsupportedError: (422, "adapter_unsupported"),
     AdapterMismatchError: (422, "adapter_mismatch"),
     TemplateError: (400, "template_error"),
+    StateError: (503, "state_unavailable"),
     BaseModelError: (500, "base_model_error"),
 }
 

@@ -53,6 +53,8 @@ async def generate(
         default_max_tokens=settings.default_max_tokens,
         deadline=deadline_of(settings, body.timeout),
         stream=bool(body.stream),
+        sticky=body.user or None,
+        priority=body.priority,
     )
     exchange = Exchange(request, work)
     answer = Answer(exchange, form, body.model, work.weight, work.n)
@@ -78,7 +80,6 @@ class Answer:
         self._n = n
         self._choices = [Choice() for _ in range(count)]
         self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
-        self._tier: str | None = None
         self._head = {
             "id": f"{form.id_prefix}-{exchange.pending.request_id}",
             "object": form.object,
@@ -93,7 +94,7 @@ class Answer:
                 self._take(event)
         choices = [self._form.whole(index, choice) for index, choice in enumerate(self._choices)]
         body = {**self._head, "choices": choices, "usage": self._usage()}
-        return JSONResponse(body, headers=self._exchange.headers(self._tier))
+        return JSONResponse(body, headers=self._exchange.headers())
 
     async def begin(self, *, include_usage: bool) -> AsyncIterator[bytes]:
         """Wait for the first event, which decides the HTTP status, and return the stream that it begins."""
@@ -143,7 +144,6 @@ class Answer:
             return
         self._choices[event.index].reason = event.reason
         self._completion_tokens += event.completion_tokens
-        self._tier = event.tier
         if event.index % self._n == 0:  # a prompt counts once, however many answers it gets
             self._prompt_tokens += event.prompt_tokens
             self._cached_tokens += event.cached_tokens

@@ -4,13 +4,16 @@ HTTP ──► engine   Generate, Classify, Score, Cancel and the administrative
 engine ──► HTTP   one batch of events per step: the engine's own and those of this page
 """
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Any
 
 from service.engine.events import ClassifiedEvent, FailedEvent, FinishedEvent, TokenEvent
 from service.engine.sampling import SamplingParams
 from service.engine.stats import EngineStats
 from service.errors import ErrorDetail
+from service.lifecycle_messages import LifecycleQuestion
+from service.split_messages import SplitQuestion
 
 # ── HTTP to engine ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -65,6 +68,12 @@ class Generate:
     """On the clock of ``time.monotonic``, which all processes of a machine share."""
     stream: bool = True
     """Whether somebody waits for every token, rather than for the whole answer."""
+    share: float = 1.0
+    """What its tenant is due, relative to the others."""
+    priority: int = 0
+    """Its place among its tenant's requests, lower first."""
+    sticky: str | None = None
+    """What decides which version it gets where its model's requests are split between several; None draws."""
 
     @property
     def weight(self) -> int:
@@ -82,6 +91,12 @@ class Classify:
     deadline: float
     threshold: float | None = None
     """From which probability on a label holds; for an adapter with several labels at once."""
+    share: float = 1.0
+    """What its tenant is due, relative to the others."""
+    priority: int = 0
+    """Its place among its tenant's requests, lower first."""
+    sticky: str | None = None
+    """What decides which version it gets where its model's requests are split between several; None draws."""
 
     @property
     def weight(self) -> int:
@@ -107,6 +122,12 @@ class Score:
     model: str
     items: tuple[ScoredAnswer, ...]
     deadline: float
+    share: float = 1.0
+    """What its tenant is due, relative to the others."""
+    priority: int = 0
+    """Its place among its tenant's requests, lower first."""
+    sticky: str | None = None
+    """What decides which version it gets where its model's requests are split between several; None draws."""
 
     @property
     def weight(self) -> int:
@@ -137,6 +158,8 @@ class LoadAdapter:
     name: str
     path: str
     in_place: bool
+    by: str
+    """Names the caller's key in the audit log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +168,7 @@ class UnloadAdapter:
 
     tenant: str | None
     name: str
+    by: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +182,7 @@ class Cancel:
 
 
 Work = Generate | Classify | Score
-Question = ListModels | ShowModel | LoadAdapter | UnloadAdapter | DescribeBase
+Question = ListModels | ShowModel | LoadAdapter | UnloadAdapter | DescribeBase | LifecycleQuestion | SplitQuestion
 Message = Work | Question | Cancel
 
 # ── engine to HTTP ────────────────────────────────────────────────────────────────────────────────────────
@@ -213,6 +237,10 @@ class WorkerStats:
     """Adapters read from the store."""
     host_cache_bytes: int
     """Size of the adapters kept in host memory."""
+    back_outs: int = 0
+    """Versions that were taken out of the split of an adapter's requests."""
+    shadows_dropped: int = 0
+    """Requests that were not run once more under another version, as there was too much else to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +262,8 @@ class Prepared:
     labels: tuple[str, ...] = ()
     multi_label: bool = False
     """Whether each label has a probability of its own."""
+    at: float = field(default_factory=time.monotonic, compare=False)
+    """When it was."""
 
 
 @dataclass(frozen=True, slots=True)

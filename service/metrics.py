@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Set
+from itertools import chain
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
@@ -10,6 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.busiest import Busiest, families
 from service.messages import WorkerStats
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -34,9 +36,13 @@ class Queue(Protocol):
 
 
 class Metrics:
-    """All metrics of a server, in a registry of their own."""
+    """All metrics of a server, in a registry of their own.
 
-    def __init__(self) -> None:
+    Args:
+        top_k: Pairs of tenant and adapter that have series of their own.
+    """
+
+    def __init__(self, top_k: int = 20) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a timestamp beside every counter doubles the page and tells nothing
         self.registry = CollectorRegistry()
         self.requests = Counter(
@@ -63,6 +69,7 @@ class Metrics:
         self.worker_restarts = Counter(
             "tenora_worker_restarts", "Engine processes that took over from a dead one.", registry=self.registry
         )
+        self.busiest = Busiest(top_k)
         self._engine = EngineCollector()
         self.registry.register(self._engine)
 
@@ -74,9 +81,19 @@ class Metrics:
         """Show a client's queue from now on."""
         self._engine.queue = queue
 
-    def render(self) -> bytes:
-        """The text that Prometheus reads."""
-        return generate_latest(self.registry)
+    def render(self, tenant: str | None = None) -> bytes:
+        """The text that Prometheus reads; of what names tenants only that tenant's, or for None everything."""
+        return generate_latest(_View(chain(self.registry.collect(), families([*self.busiest.counts(tenant)]))))
+
+
+class _View(Collector):
+    """Metrics for one scrape."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
 
 
 class EngineCollector(Collector):
@@ -121,6 +138,8 @@ def _engine_metrics(stats: WorkerStats) -> Iterator[Metric]:
     yield _gauge("adapters_resident", "Adapters in slots.", engine.adapters_resident)
     yield _gauge("adapter_pins", "Sequences that keep an adapter in its slot.", engine.pins)
     yield _lookups(stats)
+    yield _counter("back_outs", "Versions that were taken out of the split of an adapter's requests.", stats.back_outs)
+    yield _counter("shadows_dropped", "Shadows that were not run, as there was too much to do.", stats.shadows_dropped)
     yield _gauge("host_cache_bytes", "Size of the adapters kept in host memory.", stats.host_cache_bytes)
     yield _gauge("kv_blocks_total", "Blocks of the KV cache.", engine.kv_rows_total)
     yield _gauge("kv_blocks_free", "Free blocks of the KV cache.", engine.kv_rows_free)
@@ -189,11 +208,12 @@ class RequestMetrics:
             status = 500 if status == 499 else status  # answered further out, where no middleware sees it
             raise
         finally:
-            route = self._route_of(scope)
+            route = route_of(scope, self._paths)
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.request_seconds.labels(route).observe(time.monotonic() - began)
 
-    def _route_of(self, scope: Scope) -> str:
-        """The route's pattern, never any path: a label must not take as many values as clients can think of."""
-        unrouted = scope["path"] if scope["path"] in self._paths else "unmatched"
-        return str(getattr(scope.get("route"), "path", unrouted))
+
+def route_of(scope: Scope, paths: Set[str]) -> str:
+    """The route's pattern, never any path: a label must not take as many values as clients can think of."""
+    unrouted = scope["path"] if scope["path"] in paths else "unmatched"
+    return str(getattr(scope.get("route"), "path", unrouted))

@@ -10,6 +10,8 @@ from fastapi.openapi.utils import get_openapi
 from starlette.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
+from service.upload_fields import form_schema
+
 DOCS, DOCS_ASSETS = "/docs", "/docs-assets"
 
 _ERROR = {
@@ -80,4 +82,5 @@ def _amend(schema: dict[str, Any]) -> dict[str, Any]:
         for operation in path.values():
             operation["responses"].pop("422", None)
             operation["responses"]["default"] = error
+    schema["paths"]["/v1/adapters"]["post"]["requestBody"] = form_schema()
     return schema

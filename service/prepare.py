@@ -16,11 +16,14 @@ from adapters.adapter import Adapter
 from adapters.cache import HostCache
 from adapters.store import Version
 from service.catalog import Catalog, served_name
+from service.comparison import Part
 from service.encode import Encoder, check_task
 from service.engine.sequence import Sequence
 from service.errors import DeadlineExceededError, ServiceError, describe
-from service.messages import Prepared, Refused, RequestEvent, Work
+from service.messages import Generate, Prepared, Refused, RequestEvent, Work
 from service.priority import give_way
+from service.ready import Ready
+from service.shadow import Shadows
 
 PREPARE_THREADS, LOAD_THREADS = 4, 2
 
@@ -30,12 +33,13 @@ logger = logging.getLogger(__name__)
 class _Job:
     """One request on its way to the engine."""
 
-    __slots__ = ("cancelled", "request_id", "work")
+    __slots__ = ("cancelled", "part", "request_id", "work")
 
     def __init__(self, request_id: str, work: Work) -> None:
         self.request_id = request_id
         self.work = work
         self.cancelled = False
+        self.part: Part | None = None
 
 
 class Preparer:
@@ -46,7 +50,7 @@ class Preparer:
         cache: Adapters in host memory.
         encoder: Renders and tokenises.
         emit: Takes events for the HTTP process; called from any thread.
-        hand_over: Takes the sequences of a prepared request; called from any thread.
+        hand_over: Takes a prepared request; called from any thread.
     """
 
     def __init__(
@@ -55,13 +59,15 @@ class Preparer:
         cache: HostCache,
         encoder: Encoder,
         emit: Callable[[RequestEvent], None],
-        hand_over: Callable[[str, Many[Sequence]], None],
+        hand_over: Callable[[Ready], None],
     ) -> None:
         self._catalog = catalog
         self._cache = cache
         self._encoder = encoder
         self._emit = emit
         self._hand_over = hand_over
+        self._comparison = catalog.splits.comparison
+        self._shadows = Shadows(catalog, cache, encoder, self._hand_over_shadow)
         self._jobs: dict[str, _Job] = {}
         self._waiting: dict[str, list[_Job]] = {}
         """Jobs by the adapter that is being read for them; by name too, as two tenants may own the same bytes."""
@@ -86,6 +92,8 @@ class Preparer:
             job = self._jobs.pop(request_id, None)
             if job is not None:
                 job.cancelled = True
+        if job is not None and job.part is not None:
+            self._comparison.aborted(job.part)
         return job is not None
 
     def _guarded(self, job: _Job, stage: Callable[[_Job], None]) -> None:
@@ -100,7 +108,8 @@ class Preparer:
             self._refuse(job, error)
 
     def _resolve(self, job: _Job) -> None:
-        version = self._catalog.resolve(job.work.model, job.work.tenant)
+        routed = self._catalog.route(job.work)
+        version, job.part = routed.version, routed.part
         check_task(job.work, version, self._catalog.base)
         adapter = None if version is None else self._cache.peek(version)
         if version is None or adapter is not None:
@@ -149,13 +158,22 @@ class Preparer:
             if self._jobs.pop(job.request_id, None) is None:
                 return
             self._emit(Prepared(job.request_id, served, cold, labels or (), multi_label))
-            self._hand_over(job.request_id, sequences)
+            answers = job.work.n if isinstance(job.work, Generate) else 1
+            self._hand_over(Ready(job.request_id, sequences, answers, cold, job.part))
+        if job.part is not None:
+            self._shadows.begin(job.request_id, job.work, job.part)
+
+    def _hand_over_shadow(self, request_id: str, sequences: Many[Sequence], answers: int, part: Part) -> None:
+        sink = self._comparison.take
+        self._hand_over(Ready(request_id, sequences, answers, cold=False, part=part, sink=sink))
 
     def _refuse(self, job: _Job, error: Exception) -> None:
         with self._lock:
             if self._jobs.pop(job.request_id, None) is None:
                 return
         detail = describe(error)
+        if job.part is not None:
+            self._comparison.refused(job.part, error)
         if detail.status >= 500 and not isinstance(error, ServiceError):
             logger.error("preparing a request failed", exc_info=error)
         self._emit(Refused(job.request_id, detail))

@@ -24,6 +24,8 @@ MAX_STOPS, MAX_CHOICES, MAX_ALTERNATIVES = 16, 128, 20
 MAX_MESSAGES, MAX_PARTS, MAX_TEXTS, MAX_TOKEN_IDS = 4096, 1024, 1 << 16, 1 << 20
 MAX_UNKNOWN = 5
 """Unknown fields of one object that are looked at; a body may hold hundreds of thousands."""
+URGENCY = "Its place among the requests of its own tenant, lower first; other tenants never notice."
+WHO = "Who asks; gets the same version every time where an adapter's requests are split between versions by user."
 GREEDY_BELOW = 1e-3
 """A temperature below this is 0: the likeliest token would be chosen anyway."""
 
@@ -31,7 +33,9 @@ GREEDY_BELOW = 1e-3
 Text = Annotated[str, AfterValidator(_is_unicode)]
 FilledText = Annotated[str, Field(min_length=1), AfterValidator(_is_unicode)]
 Name = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(_is_unicode)]
+Priority = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 StopText = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_is_unicode)]
+User = Annotated[str, Field(max_length=256), AfterValidator(_is_unicode)]
 # A list ends at its first wrong item: to describe each of a million would take seconds and gigabytes.
 Texts = Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=MAX_TEXTS)]
 TokenIds = Annotated[list[int], Field(fail_fast=True, min_length=1, max_length=MAX_TOKEN_IDS)]
@@ -41,7 +45,7 @@ Stops = Annotated[list[StopText], Field(fail_fast=True, max_length=MAX_STOPS)]
 TEXT, LIST, IDS, ID_LISTS, OBJECT = UNION_TAGS
 
 
-def _text_or_list(value: Any) -> str | None:
+def text_or_list(value: Any) -> str | None:
     """Which member of a union a value is meant for, so that it is checked against that one alone."""
     return TEXT if isinstance(value, str) else LIST if isinstance(value, list) else None
 
@@ -52,12 +56,13 @@ def _object_or_list(value: Any) -> str | None:
 
 def _prompt_kind(value: Any) -> str | None:
     if not isinstance(value, list):
-        return _text_or_list(value)
+        return text_or_list(value)
     first = value[0] if value else 0
     return ID_LISTS if isinstance(first, list) else LIST if isinstance(first, str) else IDS
 
 
-def _told_apart(kind_of: Callable[[Any], str | None], wanted: str) -> Discriminator:
+def told_apart(kind_of: Callable[[Any], str | None], wanted: str) -> Discriminator:
+    """Choose a union's member by ``kind_of``; what is none of them is told that it should be ``wanted``."""
     return Discriminator(kind_of, custom_error_type="wrong_kind", custom_error_message=f"Input should be {wanted}")
 
 
@@ -163,7 +168,7 @@ class Sampling(WireModel):
     stop: (
         Annotated[
             Annotated[StopText, Tag(TEXT)] | Annotated[Stops, Tag(LIST)],
-            _told_apart(_text_or_list, "a text or a list of texts"),
+            told_apart(text_or_list, "a text or a list of texts"),
         ]
         | None
     ) = Field(None, description="Text, or texts, that end the answer and are no part of it.")
@@ -174,7 +179,8 @@ class Sampling(WireModel):
     timeout: float | None = Field(
         None, gt=0, description="Seconds until the request is given up; the server's own if longer."
     )
-    user: Text | None = Field(None, description="Accepted for OpenAI's clients; it changes nothing.")
+    user: User | None = Field(None, description=WHO)
+    priority: Priority = Field(0, description=URGENCY)
     metadata: dict[str, Any] | None = Field(None, description="Accepted for OpenAI's clients; it changes nothing.")
     prompt_cache_key: Text | None = Field(None, description="Accepted for OpenAI's clients; it changes nothing.")
     safety_identifier: Text | None = Field(None, description="Accepted for OpenAI's clients; it changes nothing.")
@@ -207,7 +213,7 @@ class ChatMessage(WireModel):
     content: Annotated[
         Annotated[Text, Tag(TEXT)]
         | Annotated[list[TextPart], Field(fail_fast=True, min_length=1, max_length=MAX_PARTS), Tag(LIST)],
-        _told_apart(_text_or_list, "a text or a list of text parts"),
+        told_apart(text_or_list, "a text or a list of text parts"),
     ]
 
     @property
@@ -245,7 +251,7 @@ class CompletionRequest(Sampling):
         | Annotated[Texts, Tag(LIST)]
         | Annotated[TokenIds, Tag(IDS)]
         | Annotated[TokenIdLists, Tag(ID_LISTS)],
-        _told_apart(_prompt_kind, "a text, a list of token ids, or a list of either"),
+        told_apart(_prompt_kind, "a text, a list of token ids, or a list of either"),
     ]
     logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES, description="Report so many alternatives per token.")
 
@@ -264,7 +270,7 @@ class ClassifyRequest(WireModel):
     model: Name = Field(description="Adapter that classifies (tenant/name, with @digest or :alias).")
     input: Annotated[
         Annotated[Text, Tag(TEXT)] | Annotated[Texts, Tag(LIST)],
-        _told_apart(_text_or_list, "a text or a list of texts"),
+        told_apart(text_or_list, "a text or a list of texts"),
     ] = Field(description="Text or texts to classify.")
     threshold: float | None = Field(
         None, ge=0, le=1, description="For an adapter with several labels at once: from where on a label holds; 0.5."
@@ -272,7 +278,8 @@ class ClassifyRequest(WireModel):
     timeout: float | None = Field(
         None, gt=0, description="Seconds until the request is given up; the server's own if longer."
     )
-    user: Text | None = Field(None, description="Accepted for other clients; it changes nothing.")
+    user: User | None = Field(None, description=WHO)
+    priority: Priority = Field(0, description=URGENCY)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -307,12 +314,13 @@ class ScoreRequest(WireModel):
     items: Annotated[
         Annotated[ScoreItem, Tag(OBJECT)]
         | Annotated[list[ScoreItem], Field(fail_fast=True, min_length=1, max_length=MAX_TEXTS), Tag(LIST)],
-        _told_apart(_object_or_list, "an item or a list of items"),
+        told_apart(_object_or_list, "an item or a list of items"),
     ] = Field(description="Answer or answers to be scored, each with its prompt.")
     timeout: float | None = Field(
         None, gt=0, description="Seconds until the request is given up; the server's own if longer."
     )
-    user: Text | None = Field(None, description="Accepted for other clients; it changes nothing.")
+    user: User | None = Field(None, description=WHO)
+    priority: Priority = Field(0, description=URGENCY)
 
 
 class LoadAdapterRequest(WireModel):

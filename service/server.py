@@ -24,19 +24,32 @@ from fastapi import FastAPI
 from litserve import LitServer
 from litserve.utils import LitAPIStatus, LoopResponseType, WorkerSetupStatus
 
-from service.api import HTTP_PROCESS, PUMP, EngineAPI, configure_logging
+from adapters.errors import AdapterError
+from service.api import HTTP_PROCESS, PUMP, EngineAPI
 from service.auth import Auth
-from service.body_limit import BodyLimit
+from service.body_limit import BodyLimit, upload_bound
 from service.engine_client import EngineClient
 from service.handlers import add_error_handlers
+from service.limits import Limiter
+from service.logs import configure_logging
 from service.messages import BaseInfo, WorkerGone
 from service.metrics import Metrics, RequestMetrics
+from service.multiplexed import MultiplexedModel
 from service.openapi import DOCS, DOCS_ASSETS, add_docs, describe_app
+from service.opening import open_database
 from service.orphans import exit_with
-from service.settings import Settings
+from service.request_log import RequestLog
+from service.routes.uploads import UPLOAD_PATH
+from service.scopes import scope_finder
+from service.settings import LOOPBACK, Settings
 from service.spec import ROUTES, TenoraSpec, add_head_routes
 from service.state import ServiceState
 from service.supervisor import Supervisor
+from service.tenants.access import Access
+from service.tenants.directory import Directory
+from service.tenants.keys import Keys
+from service.traces import Traces
+from service.uploads import Uploads
 
 START_FAILED, VITAL_DIED = 2, 1
 CUT_OFF_S = 2
@@ -52,7 +65,12 @@ class TenoraServer(LitServer):  # type: ignore[misc]  # LitServe has no types
 
     def __init__(self, settings: Settings, api: EngineAPI | None = None) -> None:
         self.settings = settings
-        self.metrics = Metrics()
+        self.metrics = Metrics(settings.metrics_top_k)
+        self.traces = Traces()
+        self.database = open_database(settings)
+        self.keys = Keys(self.database)
+        self.directory = Directory(self.database)
+        self.access = Access(self.keys, self.directory, settings.api_keys, open_without_keys=settings.open_without_keys)
         self._supervisor: Supervisor | None = None
         self._http_processes: Mapping[Any, Any] = {}
         self._sockets: Sequence[socket.socket] = ()
@@ -63,10 +81,22 @@ class TenoraServer(LitServer):  # type: ignore[misc]  # LitServe has no types
             api or EngineAPI(settings, TenoraSpec()),
             accelerator="cpu",
             timeout=False,
+            # LitServe's own pages, dropped below, must not stand where ours do.
+            healthcheck_path="/litserve/health",
+            info_path="/litserve/info",
             middlewares=[
-                (BodyLimit, {"max_bytes": settings.max_body_bytes, "timeout": settings.body_timeout}),
-                (Auth, {"keys": settings.api_keys}),
+                MultiplexedModel,
+                (
+                    BodyLimit,
+                    {
+                        "max_bytes": settings.max_body_bytes,
+                        "timeout": settings.body_timeout,
+                        "others": {("POST", UPLOAD_PATH): upload_bound(settings)},
+                    },
+                ),
+                (Auth, {"access": self.access, "scope_of": scope_finder(ROUTES)}),
                 (RequestMetrics, {"metrics": self.metrics, "paths": _OWN_PATHS}),
+                (RequestLog, {"metrics": self.metrics, "traces": self.traces, "paths": _OWN_PATHS}),
             ],
         )
         # What is left at the end of the drain gets an error; only what does not take that is cut off.
@@ -83,13 +113,26 @@ class TenoraServer(LitServer):  # type: ignore[misc]  # LitServe has no types
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Connect the app with the engine process for as long as the HTTP process serves."""
-        configure_logging(self.settings.log_level)
+        configure_logging(self.settings.log_level, self.settings.log_format)
         exit_with(os.getppid(), self.transport_config.manager._process.pid)
         queue = self._get_request_queue(self.lit_api.api_path)
         client = EngineClient(queue.put, self.response_buffer, self.metrics, self.settings.max_queue)
         self.metrics.follow(client)
         self._end_drain(client)
-        app.state.service = ServiceState(self.settings, self.metrics, client)
+        self.traces.start()
+        uploads = Uploads(self.settings.store)
+        uploads.clean()
+        app.state.service = ServiceState(
+            self.settings,
+            self.metrics,
+            client,
+            self.database,
+            self.access,
+            self.keys,
+            self.directory,
+            Limiter(),
+            uploads,
+        )
         async with super().lifespan(app):
             tasks = [asyncio.create_task(client.pump()), asyncio.create_task(self._announce(client))]
             try:
@@ -97,6 +140,7 @@ class TenoraServer(LitServer):  # type: ignore[misc]  # LitServe has no types
             finally:
                 for task in tasks:
                     task.cancel()
+                self.traces.stop()
 
     def _end_drain(self, client: EngineClient) -> None:
         """When the HTTP process is told to stop, give what is in flight its time, then an error."""
@@ -134,12 +178,23 @@ class TenoraServer(LitServer):  # type: ignore[misc]  # LitServe has no types
             f"  store     {self.settings.store.resolve()}\n"
             f"  adapters  {base.adapters}\n"
             f"  docs      {url}/docs\n"
+            f"{self._who_may()}"
         )
+
+    def _who_may(self) -> str:
+        if not self.access.is_open():
+            return ""
+        where = "on this machine" if self.settings.host in LOOPBACK else "WHO REACHES IT"
+        return f"  keys      none: everybody {where} may do everything (tenora keys create makes the first)\n"
 
     def _drop_stock_routes(self) -> None:
         # LitServe's own pages know nothing of keys and tenants; ours replace them.
-        kept = [route for route in self.app.router.routes if getattr(route, "path", None) in _OWN_PATHS - {DOCS}]
-        self.app.router.routes[:] = kept
+        self.app.router.routes[:] = [route for route in self.app.router.routes if self._is_ours(route)]
+
+    @staticmethod
+    def _is_ours(route: Any) -> bool:
+        path = getattr(route, "path", None)
+        return path in _OWN_PATHS - {DOCS} and not (path == "/" and "GET" in route.methods)
 
     # ── main process ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -150,15 +205,18 @@ class TenoraServer(LitServer):  # type: ignore[misc]  # LitServe has no types
             SystemExit: Always; 0 after a drain, 1 if the HTTP process or the queues died, 2 if it could not start.
         """
         settings = self.settings
-        configure_logging(settings.log_level)
+        configure_logging(settings.log_level, settings.log_format)
         self._catch_signals()
         try:
             check_port_free(settings)
+            self._check_exposure()
             super().run(
                 host=settings.listen_host,
                 port=settings.port,
                 num_api_servers=1,
                 log_level=settings.log_level,
+                log_config=None,  # the web server's records go where ours go
+                access_log=False,  # and the line per request is ours
                 generate_client_file=False,
                 api_server_worker_type="process",
                 **kwargs,
@@ -175,6 +233,25 @@ class TenoraServer(LitServer):  # type: ignore[misc]  # LitServe has no types
         finally:
             self._kill_survivors()
         raise SystemExit(self._exit_code)
+
+    def _check_exposure(self) -> None:
+        """Bring the database up to date, and refuse to be open to other machines by mistake.
+
+        Raises:
+            StartError: The server would be open, or the database cannot be used.
+        """
+        settings = self.settings
+        try:
+            has_keys = bool(settings.api_keys) or self.keys.any()
+        except AdapterError as error:
+            raise StartError(error.message) from error
+        finally:
+            self.database.close()  # connections do not survive the forks to come
+        if not has_keys and not settings.open_without_keys:
+            raise StartError(
+                f"host {settings.host} can be reached from other machines and there are no API keys: "
+                "make one with `tenora keys create`, set TENORA_API_KEYS, or pass --allow-no-auth"
+            )
 
     def _catch_signals(self) -> None:
         main = os.getpid()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableError
 
@@ -20,10 +20,19 @@ PREFIX = "TENORA_"
 EVERY_TENANT = "*"
 LOOPBACK = frozenset({"127.0.0.1", "localhost"})
 
+LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 PositiveInt = Annotated[int, Field(ge=1)]
 AnySettings = TypeVar("AnySettings", bound=BaseSettings)
 PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def traces_wanted() -> str | None:
+    """The service name to trace under, if OpenTelemetry's own variables name where to send traces to."""
+    endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    if not any(os.environ.get(name) for name in endpoints):
+        return None
+    return os.environ.get("OTEL_SERVICE_NAME", "tenora")
 
 
 class StoreSettings(BaseSettings):
@@ -34,6 +43,12 @@ class StoreSettings(BaseSettings):
     base: str = Field("embedded", min_length=1, description="The base model: embedded, minilm, a folder, or a hub id.")
     base_revision: str | None = Field(None, description="Revision of a base that comes from a hub.")
     store: Path = Field(Path("store"), description="Folder of the adapter store; made if it is not there.")
+    database: str | None = Field(
+        None,
+        repr=False,
+        description="Where names, keys and usage are kept: postgresql://USER:PASSWORD@HOST/NAME, or sqlite:///FILE; "
+        "if unset a file in the store.",
+    )
 
 
 class Settings(StoreSettings):
@@ -72,7 +87,8 @@ class Settings(StoreSettings):
     api_keys: dict[str, str] = Field(
         default_factory=dict,
         repr=False,
-        description='Keys and their tenants as JSON: {"key": "tenant"}; the tenant "*" sees every tenant.',
+        description='Fixed keys and their tenants as JSON: {"key": "tenant"}; the tenant "*" sees every tenant. '
+        "Others are made with `tenora keys create`, while the server runs.",
     )
     allow_no_auth: bool = Field(False, description="Serve other machines although there are no API keys.")
     adapter_folders: tuple[Path, ...] = Field(
@@ -87,11 +103,24 @@ class Settings(StoreSettings):
     body_timeout: PositiveSeconds = Field(
         30.0, description="Seconds that a request body may take to arrive; a slower one is answered with 408."
     )
+    max_upload_bytes: PositiveInt = Field(
+        1 << 30, description="Largest upload of an adapter, and the most that an archive may unpack to."
+    )
+    upload_timeout: PositiveSeconds = Field(
+        600.0, description="Seconds that an upload may take to arrive, and again to be checked and published."
+    )
+    delete_grace: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        300.0, description="Seconds for which the files of a deleted version stay, for requests that are in flight."
+    )
     default_max_tokens: PositiveInt = Field(
         256, description="Length of an answer to chat and instruct when the request does not say."
     )
     drain_timeout: PositiveInt = Field(30, description="Seconds that running requests get to finish on SIGTERM.")
     log_level: LogLevel = Field("warning", description="What is logged; info adds a line per request.")
+    log_format: LogFormat = Field("text", description="How: text for people, json for machines.")
+    metrics_top_k: PositiveInt = Field(
+        20, description="Pairs of tenant and adapter, the busiest, that have series of their own on /metrics."
+    )
 
     @field_validator("api_keys")
     @classmethod
@@ -103,14 +132,10 @@ class Settings(StoreSettings):
                 _check_tenant(tenant)
         return keys
 
-    @model_validator(mode="after")
-    def _check_exposure(self) -> "Settings":
-        if self.host not in LOOPBACK and not self.api_keys and not self.allow_no_auth:
-            raise ValueError(
-                f"host {self.host} can be reached from other machines and there are no API keys: "
-                "set TENORA_API_KEYS, or pass --allow-no-auth"
-            )
-        return self
+    @property
+    def open_without_keys(self) -> bool:
+        """Whether a server without a single key answers everybody: on this machine only, or because it was told to."""
+        return self.host in LOOPBACK or self.allow_no_auth
 
     @property
     def listen_host(self) -> str:

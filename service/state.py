@@ -4,9 +4,15 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from adapters.database.database import Database
 from service.engine_client import EngineClient
+from service.limits import Limiter
 from service.metrics import Metrics
 from service.settings import Settings
+from service.tenants.access import Access
+from service.tenants.directory import Directory
+from service.tenants.keys import Keys
+from service.uploads import Uploads
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +22,12 @@ class ServiceState:
     settings: Settings
     metrics: Metrics
     client: EngineClient
+    database: Database
+    access: Access
+    keys: Keys
+    directory: Directory
+    limiter: Limiter
+    uploads: Uploads
 
 
 def state_of(request: Request) -> ServiceState:

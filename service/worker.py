@@ -1,6 +1,6 @@
 """The life of the engine process: messages come in, steps are taken, events go out.
 
-    reader thread   takes messages from the queue ──► prepare pool, question pool, or the inbox
+    reader thread   takes messages from the queue ──► prepare pool, question or publishing pool, or the inbox
     prepare pool    hands sequences over                                         ──► inbox
     step thread     inbox ──► engine.submit / abort, engine.step()               ──► outbox
     sender thread   outbox ──► one message, however many events have gathered
@@ -16,7 +16,6 @@ import time
 import uuid
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
@@ -26,6 +25,9 @@ from service.engine.events import ClassifiedEvent, Event, FailedEvent, FinishedE
 from service.engine.sequence import Sequence
 from service.engine.stats import EngineStats
 from service.errors import ServiceError, describe, describe_failure
+from service.gate.messages import CheckVersion
+from service.ledger import Ledger
+from service.lifecycle_messages import Promote, PublishUpload
 from service.messages import (
     Accepted,
     Answered,
@@ -48,11 +50,15 @@ from service.messages import (
 from service.outbox import POISONED_EXIT, Outbox
 from service.prepare import Preparer
 from service.priority import give_way
+from service.ready import Ready
+from service.shadow import MOST_WAITING, is_shadow
 
 HEARTBEAT_S = 1.0
 IDLE_WAIT_S = 0.25
 """How long an idle step thread sleeps before it looks whether to stop."""
-QUESTION_THREADS = 2
+QUESTION_THREADS, PUBLISH_THREADS = 2, 2
+SLOW = LoadAdapter | PublishUpload | Promote | CheckVersion
+"""Questions that read and check a whole adapter, or run one."""
 REMEMBERED = 4096
 """Requests whose ids are remembered, so that a message that is sent twice is run once."""
 
@@ -82,12 +88,6 @@ class StepEngine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Submit:
-    request_id: str
-    sequences: Many[Sequence]
-
-
-@dataclass(frozen=True, slots=True)
 class _Abort:
     request_id: str
 
@@ -109,7 +109,8 @@ class Worker:
         engine: StepEngine,
         catalog: Catalog,
         *,
-        make_preparer: Callable[[Callable[..., None], Callable[[str, Many[Sequence]], None]], Preparer],
+        make_preparer: Callable[[Callable[..., None], Callable[[Ready], None]], Preparer],
+        ledger: Ledger,
         receive: Callable[[], tuple[str, Message]],
         send: Callable[[list[WorkerEvent]], None],
         cache_bytes: Callable[[], int],
@@ -118,13 +119,17 @@ class Worker:
         self._catalog = catalog
         self._receive = receive
         self._cache_bytes = cache_bytes
+        self._ledger = ledger
+        self._splits = catalog.splits
         self._outbox = Outbox(send)
-        self._preparer = make_preparer(self._outbox.put, self._hand_over)
+        self._preparer = make_preparer(self._outbox.put, self._command)
         self._questions = ThreadPoolExecutor(QUESTION_THREADS, thread_name_prefix="question", initializer=give_way)
-        self._inbox: deque[_Submit | _Abort] = deque()
+        self._publishing = ThreadPoolExecutor(PUBLISH_THREADS, thread_name_prefix="publish", initializer=give_way)
+        self._inbox: deque[Ready | _Abort] = deque()
         self._wake = threading.Event()
         self._running: dict[str, set[int]] = {}
         """Indices that the engine still owes, by request."""
+        self._sinks: dict[str, Callable[[Event], None]] = {}
         self._seen: OrderedDict[str, bool] = OrderedDict()
         """Requests that came, and whether they want their answer as a whole."""
         self._next_beat = 0.0
@@ -134,10 +139,16 @@ class Worker:
         """Finish what is in flight, then leave :meth:`run`. Only sets a flag, so a signal handler may call it."""
         self._stopping = True
 
+    def hand_over(self, ready: Ready) -> None:
+        """Take work from inside this process; any thread may call."""
+        self._command(ready)
+
     def run(self) -> None:
         """Take steps until told to stop. A step that raises ends the process: its state cannot be trusted."""
         self._outbox.put(WorkerStarted(uuid.uuid4().hex, self._catalog.describe_base()), self._stats())
         self._outbox.start()
+        self._ledger.start()
+        self._splits.start()
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         while not self._finished():
             try:
@@ -145,6 +156,8 @@ class Worker:
                 self._step()
             except Exception:
                 self._give_up()
+        self._ledger.stop()
+        self._splits.stop()
         self._outbox.put(self._stats())
         self._outbox.flush()
 
@@ -153,9 +166,12 @@ class Worker:
     def _step(self) -> None:
         if self._engine.has_work():
             events = self._engine.step()
+            self._ledger.note(events)
+            outward = [event for event in events if not self._sunk(event)]
+            self._splits.comparison.note(outward)
             for event in events:
                 self._settle(event)
-            self._outbox.put(*events, urgent=not all(self._can_wait(event) for event in events))
+            self._outbox.put(*outward, urgent=not all(self._can_wait(event) for event in outward))
             if not self._engine.has_work():
                 self._beat()
         elif not self._inbox:
@@ -167,38 +183,73 @@ class Worker:
         """Whether an event is a token that nobody looks at before the answer is whole: a message saved each step."""
         return isinstance(event, TokenEvent) and self._seen.get(event.request_id, False)
 
+    def _sunk(self, event: Event) -> bool:
+        """Give an event of work that no client asked for to whoever did; False if it is a client's."""
+        sink = self._sinks.get(event.request_id)
+        if sink is not None:
+            sink(event)
+        return sink is not None
+
     def _take_commands(self) -> None:
         self._wake.clear()
         while self._inbox:
             match self._inbox.popleft():
-                case _Submit(request_id, sequences):
-                    self._submit(request_id, sequences)
+                case Ready() as ready:
+                    self._submit(ready)
                 case _Abort(request_id):
-                    self._engine.abort(request_id)
-                    self._running.pop(request_id, None)
+                    self._forget(request_id)
 
-    def _submit(self, request_id: str, sequences: Many[Sequence]) -> None:
-        self._running[request_id] = {sequence.index for sequence in sequences}
+    def _submit(self, ready: Ready) -> None:
+        if ready.part is not None and ready.part.shadow and self._is_busy():
+            self._splits.comparison.drop(ready.part)
+            return
+        self._running[ready.request_id] = {sequence.index for sequence in ready.sequences}
+        if ready.sink is not None:
+            self._sinks[ready.request_id] = ready.sink
         try:
-            for sequence in sequences:
+            for sequence in ready.sequences:
                 self._engine.submit(sequence)
         except Exception as error:
             logger.exception("the engine refused a request")
-            self._engine.abort(request_id)
-            self._running.pop(request_id, None)
-            self._outbox.put(Refused(request_id, describe(error)))
+            self._forget(ready.request_id)
+            if ready.part is not None:
+                self._splits.comparison.refused(ready.part, error)
+            if ready.sink is not None:
+                ready.sink(FailedEvent(ready.request_id, 0, "engine_failure", describe(error).message))
+            else:
+                self._outbox.put(Refused(ready.request_id, describe(error)))
+        else:
+            if ready.sink is None:
+                self._ledger.open(ready)
+            if ready.part is not None:
+                owed = (sequence.index for sequence in ready.sequences)
+                self._splits.comparison.open(ready.request_id, ready.part, owed, ready.answers, cold=ready.cold)
+
+    def _is_busy(self) -> bool:
+        """Whether there is too much to do for what nobody waits for."""
+        return self._stopping or self._engine.stats().waiting > MOST_WAITING
+
+    def _forget(self, request_id: str) -> None:
+        self._engine.abort(request_id)
+        self._ledger.close(request_id)
+        self._splits.comparison.close(request_id)
+        self._close(request_id)
+
+    def _close(self, request_id: str) -> None:
+        self._running.pop(request_id, None)
+        self._sinks.pop(request_id, None)
 
     def _settle(self, event: Event) -> None:
         """Forget what the engine has finished; a sequence that failed takes its request with it."""
         if isinstance(event, FailedEvent):
-            if self._running.pop(event.request_id, None):
-                self._engine.abort(event.request_id)
+            if event.request_id in self._running:
+                self._forget(event.request_id)
         elif isinstance(event, FinishedEvent | ClassifiedEvent):
             owed = self._running.get(event.request_id)
             if owed is not None:
                 owed.discard(event.index)
                 if not owed:
-                    del self._running[event.request_id]
+                    self._close(event.request_id)
 
     def _beat(self) -> None:
         self._next_beat = time.monotonic() + HEARTBEAT_S
@@ -210,9 +261,14 @@ class Worker:
             preparing=len(self._preparer),
             store_reads=self._preparer.store_reads,
             host_cache_bytes=self._cache_bytes(),
+            back_outs=self._splits.back_outs,
+            shadows_dropped=self._splits.comparison.dropped,
         )
 
     def _finished(self) -> bool:
+        if self._stopping:  # nobody waits for shadows
+            for request_id in filter(is_shadow, list(self._running)):
+                self._forget(request_id)
         idle = not self._engine.has_work() and not self._inbox and not len(self._preparer)
         return self._stopping and idle
 
@@ -220,7 +276,7 @@ class Worker:
         """Fail everything in flight and die; the supervisor starts a fresh process."""
         logger.exception("a step failed; the engine process ends and a fresh one takes over")
         message = "The engine met an error in the step that this request was part of."
-        for request_id in list(self._running):
+        for request_id in self._running.keys() - self._sinks.keys():
             self._outbox.put(Refused(request_id, describe_failure("engine_failure", message)))
         try:
             self._outbox.flush()
@@ -258,17 +314,16 @@ class Worker:
         if isinstance(message, Generate | Classify | Score):
             self._preparer.start(request_id, message)
         else:
-            self._questions.submit(self._answer, request_id, message)
+            # What reads and checks a whole adapter must not stand before a question that is answered at once.
+            pool = self._publishing if isinstance(message, SLOW) else self._questions
+            pool.submit(self._answer, request_id, message)
 
     def _remember(self, request_id: str, message: Message) -> None:
         self._seen[request_id] = isinstance(message, Generate) and not message.stream
         if len(self._seen) > REMEMBERED:
             self._seen.popitem(last=False)
 
-    def _hand_over(self, request_id: str, sequences: Many[Sequence]) -> None:
-        self._command(_Submit(request_id, sequences))
-
-    def _command(self, command: _Submit | _Abort) -> None:
+    def _command(self, command: Ready | _Abort) -> None:
         self._inbox.append(command)
         self._wake.set()
 
@@ -288,9 +343,11 @@ class Worker:
                 return self._catalog.models(tenant)
             case ShowModel(tenant, model):
                 return self._catalog.model(model, tenant)
-            case LoadAdapter(tenant, name, path, in_place):
-                return self._catalog.load(name, path, tenant, in_place=in_place)
-            case UnloadAdapter(tenant, name):
-                return self._catalog.unload(name, tenant)
+            case LoadAdapter(tenant, name, path, in_place, by):
+                return self._catalog.load(name, path, tenant, in_place=in_place, by=by)
+            case UnloadAdapter(tenant, name, by):
+                return self._catalog.unload(name, tenant, by=by)
             case DescribeBase():
                 return self._catalog.describe_base(), self._engine.weights_hash()
+            case _:
+                return self._catalog.ask(question)

@@ -3,6 +3,7 @@
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
+from service.auth import tenant_of
 from service.metrics import CONTENT_TYPE
 from service.state import state_of
 
@@ -19,5 +20,5 @@ async def readyz(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    """Prometheus metrics."""
-    return Response(state_of(request).metrics.render(), headers={"content-type": CONTENT_TYPE})
+    """Prometheus metrics; of those that name tenants a key sees its own tenant's."""
+    return Response(state_of(request).metrics.render(tenant_of(request)), headers={"content-type": CONTENT_TYPE})

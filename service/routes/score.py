@@ -22,13 +22,15 @@ async def score(request: Request, body: ScoreRequest) -> Response:
         tenant=tenant_of(request),
         model=body.model,
         items=items_of(body),
+        sticky=body.user or None,
         deadline=deadline_of(state_of(request).settings, body.timeout),
+        priority=body.priority,
     )
     exchange = Exchange(request, work)
     try:
         results = await classified(exchange)
         reply = _reply(f"score-{exchange.pending.request_id}", body.model, results)
-        return JSONResponse(reply, headers=exchange.headers(results[-1].tier))
+        return JSONResponse(reply, headers=exchange.headers())
     finally:
         exchange.close()
 
@@ -54,6 +56,6 @@ def _reply(request_id: str, model: str, results: Sequence[ClassifiedEvent]) -> d
         "object": "list",
         "created": int(time.time()),
         "model": model,
-        "data": [{"index": result.index, "score": result.probabilities[0]} for result in ordered],
+        "data": [{"index": result.index, "score": result.values[0]} for result in ordered],
         "usage": {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens},
     }

@@ -13,6 +13,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy.event
 import transformers
 
 from adapters.base import BaseSource
@@ -48,20 +49,30 @@ def set_aliases(root: Path, name: AdapterName, digest: str, aliases: Sequence[st
 def crash_at(
     step: int, root: Path, base: BaseSource, change: str, folder: Path, name: AdapterName, digest: str
 ) -> None:
-    """Make one change, and drop dead at the n-th thing that it does to the store's files; no clean-up runs."""
+    """Make one change, and drop dead at the n-th thing that it does to the store; no clean-up runs.
+
+    A thing is one that changes files, or a statement to the database, the end of a transaction included.
+    """
     left = step
 
-    def count(event: str, args: tuple[Any, ...]) -> None:
+    def count(*_: object) -> None:
         nonlocal left
+        left -= 1
+        if left == 0:
+            os._exit(CRASHED)
+
+    def watch(event: str, args: tuple[Any, ...]) -> None:
         reads = event == "open" and not args[2] & (os.O_WRONLY | os.O_RDWR)
         if event in _FILE_EVENTS and not reads and str(root) in repr(args):
-            left -= 1
-            if left == 0:
-                os._exit(CRASHED)
+            count()
 
     store = Store(root)
+    store.names()
     base.tokenizer()
-    sys.addaudithook(count)
+    sys.addaudithook(watch)
+    assert store.database._engine is not None
+    for moment in ("before_cursor_execute", "commit"):
+        sqlalchemy.event.listen(store.database._engine, moment, count)
     if change == "publish":
         store.publish(folder, name, base, aliases=("latest", "canary"))
     elif change == "delete version":

@@ -58,6 +58,44 @@ def test_an_adapter_larger_than_the_cache_is_returned_and_not_kept() -> None:
     assert cache.contains(version(0).digest)  # nothing was evicted for it
 
 
+def test_what_is_pinned_stays() -> None:
+    pinned = {version(0).digest}
+    cache = HostCache(30, lambda v: sized(v, 20 if v == version(9) else 10), pinned.__contains__)
+    for index in (0, 1, 2, 3):
+        cache.get(version(index))
+    assert [cache.contains(version(index).digest) for index in range(4)] == [True, False, True, True]
+    cache.get(version(9))
+    assert [cache.contains(version(index).digest) for index in (0, 2, 3, 9)] == [True, False, False, True]
+    pinned.add(version(9).digest)
+    cache.get(version(4))  # there is no room left that is not pinned
+    assert [cache.contains(version(index).digest) for index in (0, 9, 4)] == [True, True, False]
+    pinned.clear()
+    cache.get(version(4))
+    assert [cache.contains(version(index).digest) for index in (0, 9, 4)] == [False, True, True]
+    cache.check_integrity()
+
+
+def test_a_tenants_quota_is_kept_by_its_own_adapters() -> None:
+    pinned = {version(7).digest}
+    cache = HostCache(100, lambda v: sized(v, 10), pinned.__contains__, {"acme": 20}.get)
+    others = [version(10 + index, "zeta") for index in range(3)]
+    for one in (*others, version(0), version(1), version(0), version(2)):
+        cache.get(one)
+    assert [cache.contains(version(index).digest) for index in range(3)] == [True, False, True]
+    assert all(cache.contains(one.digest) for one in others)
+    cache.get(version(7))
+    cache.get(version(8))
+    assert {adapter.ref for adapter in cache.resident() if adapter.ref.startswith("acme")} == {"acme/a7", "acme/a8"}
+    assert cache.stats().nbytes == 50
+    cache.check_integrity()
+
+
+def test_an_adapter_beyond_its_tenants_quota_is_not_kept() -> None:
+    cache = HostCache(100, lambda v: sized(v, 30), quota={"acme": 20}.get)
+    assert cache.get(version(1)).nbytes == 30
+    assert cache.resident() == []
+
+
 def test_many_threads_one_load() -> None:
     loads = []
     gate = threading.Event()

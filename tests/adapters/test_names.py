@@ -101,7 +101,7 @@ def test_any_text_is_a_name_or_a_name_error(text: str, tenant: str | None) -> No
 
 def test_errors_travel_between_processes() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, AdapterError)]
-    assert len(kinds) == 9
+    assert len(kinds) == 10
     for kind in kinds:
         error = pickle.loads(pickle.dumps(kind("a message", key="a.key")))
         assert (type(error), str(error), error.key) == (kind, "a message", "a.key")

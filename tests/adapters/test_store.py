@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,9 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from adapters.adapter import load_adapter
+from adapters.audit import read_events
 from adapters.base import BaseSource, resolve_base
 from adapters.errors import (
-    AdapterError,
     AdapterExistsError,
     AdapterFormatError,
     AdapterMismatchError,
@@ -24,6 +26,7 @@ from adapters.errors import (
     AdapterNotFoundError,
 )
 from adapters.names import AdapterName, AdapterRef
+from adapters.registry import Registry
 from adapters.store import Store, Version
 from adapters.templates import PromptTemplate
 from tests.adapters.conftest import Break
@@ -61,7 +64,9 @@ def ref(text: str) -> AdapterRef:
 
 
 def tree(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")} if folder.exists() else set()
+    """What lies in a folder, but for the database's files, which come and go."""
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*")} if folder.exists() else set()
+    return {path for path in found if not path.startswith("tenora.db")}
 
 
 # Publishing
@@ -255,18 +260,79 @@ def test_unserved_names_are_hidden_and_come_back(
     assert store.resolve(ref("acme/support")) == version
 
 
-def test_broken_pointers_concern_one_adapter_only(
+def test_what_requests_may_name(store: Store, variants: list[Path], bases: dict[str, BaseSource]) -> None:
+    other = AdapterName("acme", "other")
+    first, second = (store.publish(variants[n], name, bases["gpt2"]) for n, name in enumerate((NAME, other)))
+    hidden = store.publish(variants[2], AdapterName("zeta", "hidden"), bases["gpt2"])
+    store.publish(variants[2], AdapterName("zeta", "unnamed"), bases["gpt2"], aliases=("canary",))
+    store.set_served(hidden.name, False)
+    assert store.served() == [(other, second.digest), (NAME, first.digest)]
+    assert store.served("zeta") == []
+
+
+# Going back, and holding
+
+
+def test_rolling_back_goes_the_way_that_an_alias_came(
     store: Store, variants: list[Path], bases: dict[str, BaseSource]
 ) -> None:
-    store.publish(variants[0], NAME, bases["gpt2"])
-    other = store.publish(variants[1], AdapterName("acme", "other"), bases["gpt2"])
-    for text in ("{", "[]", '{"format": 2}', '{"format": 1, "versions": 5, "aliases": {}, "served": true}'):
-        (store.root / "acme" / "support" / "pointers.json").write_text(text)
-        with pytest.raises(AdapterFormatError, match="restore"):
-            store.resolve(ref("acme/support"))
-        assert store.resolve(ref("acme/other")) == other
-        assert store.recover() == []
-        assert len(store.names()) == 2
+    first, second, third = (store.publish(variants[n], NAME, bases["gpt2"]).digest for n in range(3))
+    store.set_alias(NAME, "latest", first)
+    store.set_alias(NAME, "latest", first)  # moves nothing, so there is nothing to take back
+    for expected in (third, second, first):
+        assert store.roll_back(NAME) == expected
+        assert store.aliases(NAME) == {"latest": expected}
+    with pytest.raises(AdapterNotFoundError, match="nothing else"):
+        store.roll_back(NAME)
+    with pytest.raises(AdapterNotFoundError, match="no alias"):
+        store.roll_back(NAME, "stable")
+
+
+def test_rolling_back_passes_over_what_was_deleted(
+    store: Store, variants: list[Path], bases: dict[str, BaseSource]
+) -> None:
+    first, second, third = (store.publish(variants[n], NAME, bases["gpt2"]).digest for n in range(3))
+    store.delete_version(NAME, second)
+    assert store.roll_back(NAME) == first
+    assert store.versions(NAME)[-1].digest == third
+
+
+def test_a_pinned_version_cannot_be_deleted(store: Store, variants: list[Path], bases: dict[str, BaseSource]) -> None:
+    version = store.publish(variants[0], NAME, bases["gpt2"])
+    store.set_pinned(NAME, version.digest[:8], True)
+    assert store.pinned(NAME) == {version.digest}
+    for delete in (lambda: store.delete_version(NAME, version.digest), lambda: store.delete(NAME)):
+        with pytest.raises(AdapterExistsError, match="unpin"):
+            delete()
+    store.set_pinned(NAME, version.digest, False)
+    store.delete(NAME)
+    assert store.names() == []
+
+
+def test_every_change_is_in_the_audit_log(store: Store, variants: list[Path], bases: dict[str, BaseSource]) -> None:
+    first, second = (store.publish(variants[n], NAME, bases["gpt2"], by="key-1").digest for n in range(2))
+    store.set_alias(NAME, "stable", first, by="key-2")
+    store.roll_back(NAME)
+    store.delete_alias(NAME, "stable")
+    store.set_served(NAME, False)
+    store.delete_version(NAME, second)
+    with pytest.raises(AdapterNotFoundError):
+        store.set_alias(NAME, "stable", second)
+    told = [(event.action, event.digest, event.alias, event.actor) for event in read_events(store.database)]
+    assert told[::-1] == [
+        ("publish", first, None, "key-1"),
+        ("publish", second, None, "key-1"),
+        ("promote", first, "stable", "key-2"),
+        ("roll_back", first, "latest", "operator"),
+        ("remove_alias", first, "stable", "operator"),
+        ("hide", None, None, "operator"),
+        ("delete_version", second, None, "operator"),
+    ]
+    newest = read_events(store.database, tenant="acme", name="support", most=1)[0]
+    assert (newest.tenant, newest.name, newest.at.tzinfo) == ("acme", "support", UTC)
+    older = read_events(store.database, before=newest.id, most=1)[0]
+    assert older.action == "hide"
+    assert read_events(store.database, tenant="zeta") == []
 
 
 # Deleting
@@ -328,20 +394,81 @@ def test_leftovers_are_removed_and_nothing_else(
 ) -> None:
     version = store.publish(variants[0], NAME, bases["gpt2"])
     shutil.copytree(version.path, store.root / ".staging" / "half")
-    (store.root / ".staging" / "pointers-x").write_text("{")
-    orphan = version.path.parent / ("f" * 64)
-    shutil.copytree(version.path, orphan)
-    unborn = store.root / "acme" / "unborn"
-    shutil.copytree(version.path, unborn / "versions" / version.digest)
+    # Announced, put in place and never published; announced, and no more.
+    half, unborn = "f" * 64, AdapterName("acme", "unborn")
+    registry = Registry(store.database)
+    registry.announce(NAME, half, "x")
+    shutil.copytree(version.path, version.path.parent / half)
+    registry.announce(unborn, version.digest, "x")
     with pytest.raises(AdapterNotFoundError):
-        store.resolve(ref(f"acme/support@{'f' * 64}"))
+        store.resolve(ref(f"acme/support@{half}"))
+    assert store.names() == [NAME]
     removed = store.recover()
-    assert len(removed) == 4
-    assert not orphan.exists()
-    assert not unborn.exists()
+    assert set(removed) == {".staging/half", f"{NAME}@{half}", f"{unborn}@{version.digest}"}
+    assert not (version.path.parent / half).exists()
     assert not tree(store.root / ".staging")
     assert store.resolve(ref("acme/support")) == version
     assert store.recover() == []
+
+
+def test_bytes_outlast_a_deletion_by_its_grace(
+    store: Store, variants: list[Path], bases: dict[str, BaseSource]
+) -> None:
+    first, second = (store.publish(variants[n], NAME, bases["gpt2"]) for n in range(2))
+    store.delete_version(NAME, second.digest, grace=0.3)
+    store.delete(NAME, grace=0.3)
+    assert store.names() == []
+    with pytest.raises(AdapterNotFoundError):
+        store.resolve(ref(f"acme/support@{second.digest}"))
+    assert store.purge() == []
+    load_adapter(second.path, bases["gpt2"], digest=second.digest)
+    store.publish(variants[1], NAME, bases["gpt2"])  # comes back before its time is up
+    time.sleep(0.35)
+    assert store.purge() == [f"{NAME}@{first.digest}"]
+    assert not first.path.exists()
+    assert [version.digest for version in store.versions(NAME)] == [second.digest]
+    assert store.resolve(ref("acme/support")).digest == second.digest
+
+
+def test_what_nobody_deleted_is_never_removed(store: Store, variants: list[Path], bases: dict[str, BaseSource]) -> None:
+    """Folders that the database does not know may come from a backup; they are no leftovers."""
+    version = store.publish(variants[0], NAME, bases["gpt2"])
+    stranger = version.path.parent / ("f" * 64)
+    shutil.copytree(version.path, stranger)
+    assert store.recover() == []
+    assert stranger.exists()
+
+
+# A database that is gone, or was never there
+
+
+def test_a_lost_database_loses_no_version(store: Store, variants: list[Path], bases: dict[str, BaseSource]) -> None:
+    first, second = (store.publish(variants[n], NAME, bases["gpt2"]) for n in range(2))
+    store.database.close()
+    for file in store.root.glob("tenora.db*"):
+        file.unlink()
+    again = Store(store.root)
+    assert again.recover() == []
+    assert {version.digest for version in again.versions(NAME)} == {first.digest, second.digest}
+    assert again.resolve(ref("acme/support")) == again.versions(NAME)[-1]
+    assert [event.action for event in read_events(again.database)] == ["adopt"]
+
+
+def test_a_store_from_before_the_database_is_taken_over(
+    store: Store, variants: list[Path], bases: dict[str, BaseSource]
+) -> None:
+    first, second = (store.publish(variants[n], NAME, bases["gpt2"]).digest for n in range(2))
+    store.database.close()
+    for file in store.root.glob("tenora.db*"):
+        file.unlink()
+    pointers = store.root / "acme" / "support" / "pointers.json"
+    old = {"format": 1, "versions": [second, first], "aliases": {"latest": first, "stable": second}, "served": False}
+    pointers.write_text(json.dumps(old))
+    again = Store(store.root)
+    assert [version.digest for version in again.versions(NAME)] == [second, first]
+    assert again.aliases(NAME) == old["aliases"]
+    assert not again.is_served(NAME)
+    assert not pointers.exists()
 
 
 def test_recovery_leaves_living_writers_alone(
@@ -354,7 +481,7 @@ def test_recovery_leaves_living_writers_alone(
         assert go.wait(5)
         return load_adapter(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("adapters.store.load_adapter", slow)
+    monkeypatch.setattr("adapters.staging.load_adapter", slow)
     with ThreadPoolExecutor(1) as pool:
         publishing = pool.submit(store.publish, variants[0], NAME, bases["gpt2"])
         assert inside.wait(5)
@@ -423,12 +550,3 @@ def test_readers_never_see_half_of_anything(store: Store, variants: list[Path], 
         for reader in readers:
             reader.result(5)
     assert len(seen) == 2
-
-
-def test_every_pointer_file_is_json_with_a_format(
-    store: Store, variants: list[Path], bases: dict[str, BaseSource]
-) -> None:
-    version = store.publish(variants[0], NAME, bases["gpt2"])
-    raw = json.loads((store.root / "acme" / "support" / "pointers.json").read_text())
-    assert raw == {"format": 1, "versions": [version.digest], "aliases": {"latest": version.digest}, "served": True}
-    assert issubclass(AdapterNotFoundError, AdapterError)

@@ -16,7 +16,7 @@ from adapters.store import Store
 from tests.adapters.store_writers import CRASHED, crash_at, process, publish_all, write_for_ever
 from tests.adapters.test_store import scaled
 
-ROUNDS = 20
+ROUNDS = 100
 NAMES = (AdapterName("acme", "support"), AdapterName("acme", "other"))
 
 
@@ -56,6 +56,7 @@ def test_a_crash_at_every_step(
         _check(store, base, set())
         found = [version.digest for version in store.versions(name)] if store.names() else []
         states.add((len(found), *sorted(store.aliases(name) if found else {})))
+        store.database.close()
         if writer.exitcode == 0:
             break
         assert writer.exitcode == CRASHED
@@ -91,7 +92,7 @@ def test_kill_at_random_instants(peft_folders: dict[str, Path], bases: dict[str,
         writers = [process(write_for_ever, store.root, base, folders, NAMES, 2 * seed + n) for n in range(2)]
         for writer in writers:
             writer.start()
-        time.sleep(chance.uniform(0.05, 0.25))
+        time.sleep(chance.uniform(0.03, 0.2))
         for writer in writers:
             writer.kill()
             writer.join()
@@ -102,6 +103,6 @@ def test_kill_at_random_instants(peft_folders: dict[str, Path], bases: dict[str,
             assert not _strays(store)
         _check(store, base, loaded)
     assert leftovers > 5  # the kills did hit writers at work
-    assert len(loaded) > 10
+    assert len(loaded) > 5
     store.publish(folders[0], NAMES[0], base)
     assert store.resolve(AdapterRef(NAMES[0])).manifest.task == "generate"

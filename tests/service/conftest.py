@@ -1,9 +1,10 @@
 """One base, a store of adapters written by PEFT, and one server for most tests."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -12,6 +13,8 @@ from adapters.config import HEAD_ONLY
 from adapters.names import AdapterName
 from adapters.store import Store
 from adapters.templates import PromptTemplate
+from service.gate.checks import Checker
+from service.gate.keeper import Gatekeeper
 from tests.service.running import RunningServer, running
 from tests.support.tiny import tiny_base, write_peft_adapter
 
@@ -36,9 +39,18 @@ class Home:
     folders: Path
     """Adapters in plain PEFT folders, not published."""
 
+    def copied(self, target: Path) -> Path:
+        """A copy of the store. Its database is made anew: the one here is written to while servers run on it."""
+        return Path(shutil.copytree(self.store, target, ignore=shutil.ignore_patterns("tenora.db*")))
+
     @property
     def settings(self) -> dict[str, object]:
         return {"base": str(self.base.path), "store": str(self.store), "adapter_folders": [str(self.folders)]}
+
+
+def unguarded(store: Store) -> Gatekeeper:
+    """The keeper of a store whose aliases demand nothing: it has nobody to check with."""
+    return Gatekeeper(store, cast(Checker, None))
 
 
 @pytest.fixture(scope="session")
@@ -75,3 +87,20 @@ def server(home: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
     with running(log, key=ADMIN, api_keys=KEYS, **home.settings) as started:
         yield started
         assert "Traceback" not in started.output(), started.output()
+
+
+@pytest.fixture(scope="session")
+def publisher(home: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server with keys whose store is there to be changed; it has what `home` has. What is deleted stays 1.5 s."""
+    root = tmp_path_factory.mktemp("publisher")
+    home.copied(root / "store")
+    settings = {**home.settings, "store": str(root / "store")}
+    with running(root / "log", key=ADMIN, api_keys=KEYS, delete_grace=1.5, **settings) as started:
+        yield started
+        assert "Traceback" not in started.output(), started.output()
+
+
+@pytest.fixture(scope="session")
+def published(publisher: RunningServer) -> Path:
+    """The store of that server."""
+    return publisher.log.parent / "store"

@@ -409,7 +409,7 @@ def test_unknown_routes_and_methods(server: RunningServer) -> None:
     for path in ("/healthz", "/readyz", "/metrics"):
         head = server.http.head(path)
         assert (head.status_code, head.content) == (200, b"")
-    for stock in ("/", "/info", "/health", "/predict"):
+    for stock in ("/litserve/health", "/litserve/info", "/predict"):
         assert server.http.get(stock).status_code == 404
 
 

@@ -8,10 +8,10 @@ import pytest
 
 from adapters.cache import HostCache
 from adapters.names import LATEST, AdapterName
-from adapters.pointers import Pointers, read_pointers, write_pointers
+from adapters.registry import Registry
 from adapters.store import Store
 from service.catalog import Catalog
-from tests.service.conftest import Home
+from tests.service.conftest import Home, unguarded
 
 WRITE, CHAT, LABEL = (AdapterName("acme", name) for name in ("write", "chat", "label"))
 
@@ -28,7 +28,7 @@ def store(home: Home, tmp_path: Path) -> Store:
 
 def catalog_of(store: Store, home: Home) -> Catalog:
     cache = HostCache(0, lambda _: None)  # type: ignore[arg-type,return-value]
-    return Catalog(home.base, store, cache, max_model_len=256, max_lora_rank=64, folders=())
+    return Catalog(home.base, store, cache, unguarded(store), max_model_len=256, max_lora_rank=64, folders=())
 
 
 def listed(catalog: Catalog, tenant: str | None = None) -> list[str]:
@@ -65,22 +65,23 @@ def test_no_version_is_opened_to_be_counted(store: Store, home: Home) -> None:
 
 def test_what_is_broken_is_left_out_and_named(store: Store, home: Home, caplog: pytest.LogCaptureFixture) -> None:
     (_folder(store, WRITE) / "tenora.json").write_text("{")
-    (store.root / "acme" / "chat" / "pointers.json").write_text("{")
     with caplog.at_level(logging.WARNING):
-        assert listed(catalog_of(store, home)) == ["acme/label"]
-    assert {record.getMessage().split()[0] for record in caplog.records} == {"acme/write", "acme/chat"}
+        assert listed(catalog_of(store, home)) == ["acme/chat", "acme/label"]
+    assert {record.getMessage().split()[0] for record in caplog.records} == {"acme/write"}
 
 
 def test_counting_keeps_nothing_and_a_list_keeps_what_is_on_it(store: Store, home: Home) -> None:
     count = 200
     digest, folder = store.aliases(WRITE)[LATEST], _folder(store, WRITE)
     names = [AdapterName("many", f"n{number}") for number in range(count)]
+    registry = Registry(store.database)
     for number, name in enumerate(names):
         own = f"{number:08x}{digest[8:]}"
         versions = store.root / name.tenant / name.name / "versions"
         versions.mkdir(parents=True)
         (versions / own).symlink_to(folder)
-        write_pointers(versions.parent, Pointers((own,), {LATEST: own}), store.root / ".staging")
+        registry.announce(name, own, "test")
+        registry.publish(name, own, (LATEST,), "test")
     catalog = catalog_of(store, home)
     tracemalloc.start()
     try:
@@ -97,6 +98,4 @@ def test_counting_keeps_nothing_and_a_list_keeps_what_is_on_it(store: Store, hom
 
 
 def _folder(store: Store, name: AdapterName) -> Path:
-    pointers = read_pointers(store.root / name.tenant / name.name)
-    assert pointers is not None
-    return store.root / name.tenant / name.name / "versions" / pointers.aliases[LATEST]
+    return store.root / name.tenant / name.name / "versions" / store.aliases(name)[LATEST]

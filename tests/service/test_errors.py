@@ -19,10 +19,13 @@ STATUSES = {
     "PathNotAllowedError": 400, "AuthenticationError": 401, "PermissionDeniedError": 403, "ModelNotFoundError": 404,
     "BodyTimeoutError": 408, "BodyTooLargeError": 413, "EncodedBodyError": 415, "QueueFullError": 429,
     "ClientGoneError": 499, "ServerError": 500, "EngineUnavailableError": 503, "DeadlineExceededError": 504,
+    "StorageFullError": 507, "RateLimitedError": 429, "NotFoundError": 404, "AdapterUnknownError": 404,
+    "TenantNotFoundError": 404, "KeyNotFoundError": 404, "TenantExistsError": 409, "GateFailedError": 409,
 }  # fmt: skip
 ADAPTER_STATUSES = {
     "AdapterNameError": 400, "AdapterNotFoundError": 404, "AdapterExistsError": 409, "AdapterFormatError": 422,
     "AdapterUnsupportedError": 422, "AdapterMismatchError": 422, "TemplateError": 400, "BaseModelError": 500,
+    "StateError": 503,
 }  # fmt: skip
 
 
@@ -44,7 +47,8 @@ def test_the_tree_is_complete_and_drawn() -> None:
 
 @pytest.mark.parametrize(("name", "status"), STATUSES.items())
 def test_service_errors(name: str, status: int) -> None:
-    error = getattr(errors, name)("something")
+    more = ("stable", ["differs: it does not"]) if name == "GateFailedError" else ()
+    error = getattr(errors, name)("something", *more)
     detail = describe(error)
     assert detail.status == status
     assert detail.code

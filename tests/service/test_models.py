@@ -15,7 +15,7 @@ from adapters.names import AdapterName
 from adapters.store import Store
 from service.catalog import Catalog
 from service.errors import InvalidRequestError
-from tests.service.conftest import ACME, ADMIN, ZETA, Home
+from tests.service.conftest import ACME, ADMIN, ZETA, Home, unguarded
 from tests.service.running import RunningServer
 from tests.support.tiny import write_peft_adapter
 
@@ -160,7 +160,8 @@ def test_paths_of_the_server_are_left_out_of_refusals(home: Home, tmp_path: Path
     catalog = Catalog(
         home.base,
         Failing(tmp_path / "store"),
-        HostCache(0, lambda _: None),
+        HostCache(0, lambda _: None),  # type: ignore[arg-type,return-value]
+        unguarded(Store(tmp_path / "store")),
         max_model_len=256,
         max_lora_rank=64,
         folders=(home.folders,),
@@ -269,6 +270,7 @@ def test_an_adapter_of_too_high_a_rank_is_refused_before_it_is_served(home: Home
         home.base,
         store,
         HostCache(0, lambda _: None),  # type: ignore[arg-type,return-value]
+        unguarded(store),
         max_model_len=256,
         max_lora_rank=64,
         folders=(folder.parent,),

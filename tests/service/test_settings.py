@@ -82,13 +82,11 @@ def test_keys_never_stand_in_a_message() -> None:
     assert "sk-a-secret-thing" not in str(raised.value)
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
-def test_open_servers_want_keys(host: str) -> None:
-    with pytest.raises(SettingsError, match="TENORA_API_KEYS"):
-        load_settings(host=host)
-    assert load_settings(host=host, api_keys={KEY: "*"}).api_keys
-    assert load_settings(host=host, allow_no_auth=True).allow_no_auth
-    assert load_store_settings().base == "embedded"
+def test_only_loopback_is_open_without_keys() -> None:
+    assert load_settings().open_without_keys
+    for host in ("0.0.0.0", "::"):
+        assert not load_settings(host=host).open_without_keys
+        assert load_settings(host=host, allow_no_auth=True).open_without_keys
 
 
 def test_open_settings_do_not_hinder_the_store_commands(monkeypatch: pytest.MonkeyPatch) -> None:

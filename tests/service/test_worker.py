@@ -20,6 +20,7 @@ from service.engine.sampling import SamplingParams
 from service.engine.sequence import Sequence
 from service.engine.stats import EngineStats
 from service.errors import WrongTaskError
+from service.ledger import Ledger
 from service.messages import (
     Accepted,
     Answered,
@@ -36,7 +37,7 @@ from service.messages import (
 )
 from service.prepare import Preparer
 from service.worker import Worker
-from tests.service.conftest import Home
+from tests.service.conftest import Home, unguarded
 from tests.service.running import eventually
 
 
@@ -106,11 +107,12 @@ class Bench:
             return load_adapter(version.path, home.base, digest=version.digest, ref=str(version.name))
 
         cache = HostCache(cache_bytes, load)
-        catalog = Catalog(home.base, store, cache, max_model_len=256, max_lora_rank=64, folders=())
+        catalog = Catalog(home.base, store, cache, unguarded(store), max_model_len=256, max_lora_rank=64, folders=())
         encoder = Encoder(home.base, 256)
         self.worker = Worker(
             self.engine,
             catalog,
+            ledger=Ledger(store.database, home.base.id, cache.resident),
             make_preparer=lambda emit, hand_over: Preparer(catalog, cache, encoder, emit, hand_over),
             receive=lambda: self.inbox.get(timeout=0.1),
             send=self._take,

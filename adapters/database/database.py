@@ -1,0 +1,207 @@
+"""Connections to the relational state: SQLite in a file by default, PostgreSQL by URL.
+
+SQLite runs in WAL mode, so readers never wait, and syncs every commit. Its writers take turns; PostgreSQL's lock the
+rows that they change. The first connection brings the schema up to date.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Insert, Table, create_engine, event, make_url, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    DataError,
+    IntegrityError,
+    NoSuchModuleError,
+    ProgrammingError,
+)
+
+from adapters.database.schema import HEAD
+from adapters.disk import make_folder
+from adapters.errors import StateError
+
+SQLITE_FILE = "tenora.db"
+BUSY_S = 30.0
+"""How long a writer waits for its turn, and a statement may take."""
+CONNECT_S = 10
+"""How long a server may take to answer."""
+_MIGRATION_LOCK = 0x74656E6F7261
+_KINDS = ("sqlite", "postgresql")
+
+
+class Database:
+    """The state of one store. Connections are made when they are needed, so it can be made before a fork.
+
+    Args:
+        url: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = _checked(url)
+        self._engine: Engine | None = None
+        self._opening = threading.Lock()
+
+    @classmethod
+    def beside(cls, root: Path) -> "Database":
+        """The embedded database of a store's folder."""
+        return cls(f"sqlite:///{root / SQLITE_FILE}")
+
+    def __str__(self) -> str:
+        shown: str = self._url.render_as_string(hide_password=True)
+        return shown
+
+    def prepare(self) -> bool:
+        """Connect and bring the schema up to date; True the first time.
+
+        Raises:
+            StateError: The database cannot be reached, or is of a newer program.
+        """
+        with self._opening:
+            if self._engine is not None:
+                return False
+            engine = self._connected()
+            try:
+                with _told(self):
+                    _migrate(engine)
+            except BaseException:
+                engine.dispose()
+                raise
+            self._engine = engine
+            return True
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A connection in which every statement sees what is committed."""
+        with _told(self), self._ready().execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction: what is done in it happens at its end, whole, or not at all."""
+        with _told(self), self._ready().begin() as connection:
+            yield connection
+
+    def close(self) -> None:
+        """Give back all connections; the next use opens others."""
+        with self._opening:
+            if self._engine is not None:
+                self._engine.dispose()
+                self._engine = None
+
+    def _ready(self) -> Engine:
+        if self._engine is None:
+            self.prepare()
+        assert self._engine is not None
+        return self._engine
+
+    def _connected(self) -> Engine:
+        if self._url.get_backend_name() == "postgresql":
+            bounds = {"connect_timeout": CONNECT_S, "options": f"-c statement_timeout={int(BUSY_S * 1000)}"}
+            return create_engine(self._url, pool_pre_ping=True, connect_args=bounds)
+        assert self._url.database is not None
+        make_folder(Path(self._url.database).parent)
+        engine = create_engine(self._url, connect_args={"timeout": BUSY_S})
+        event.listen(engine, "connect", _configure_sqlite)
+        # Every transaction of ours writes: one that began as a reader could not become a writer while others write.
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+        return engine
+
+
+def now() -> datetime:
+    """This moment, in UTC."""
+    return datetime.now(UTC)
+
+
+def insert(connection: Connection, table: Table) -> "sqlite.Insert | postgresql.Insert":
+    """An insertion that can say what to do on a conflict; both kinds of database spell it alike."""
+    made = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    return made(table)
+
+
+def insert_missing(connection: Connection, table: Table, **values: Any) -> None:
+    """Insert a row unless its key is there."""
+    statement: Insert = insert(connection, table).values(**values).on_conflict_do_nothing()
+    connection.execute(statement)
+
+
+def _checked(url: str) -> Any:
+    try:
+        made = make_url(url)
+        kind = made.get_backend_name()
+    except ArgumentError as error:
+        raise StateError(f"the database's URL cannot be read: write {_examples()}", key="database") from error
+    if kind not in _KINDS:
+        raise StateError(f"a database of the kind {kind!r} is not supported: write {_examples()}", key="database")
+    if kind == "postgresql":
+        return made.set(drivername="postgresql+psycopg")
+    if made.database in (None, "", ":memory:"):
+        raise StateError(f"SQLite needs a file: write {_examples()}", key="database")
+    return made
+
+
+def _examples() -> str:
+    return "sqlite:///FOLDER/tenora.db or postgresql://USER:PASSWORD@HOST/NAME"
+
+
+def _configure_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
+    connection.isolation_level = None  # transactions are begun by us, where they begin
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+@contextmanager
+def _told(database: Database) -> Iterator[None]:
+    """Say which database it is that does not answer."""
+    try:
+        yield
+    except (NoSuchModuleError, ModuleNotFoundError) as error:
+        raise StateError("PostgreSQL needs its driver: pip install 'tenora[postgres]'", key="database") from error
+    except DatabaseError as error:
+        # What we ask wrongly is a defect; what the database cannot do now is told.
+        if isinstance(error, ProgrammingError | IntegrityError | DataError):
+            raise
+        reason = str(error.orig).strip().splitlines()[0]
+        raise StateError(f"the database {database} cannot be used: {reason}", key="database") from error
+
+
+def _migrate(engine: Engine) -> None:
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        if _revision(connection) == HEAD:
+            return
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":  # SQLite's writers take turns anyway
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+        _upgrade(connection)
+
+
+def _revision(connection: Connection) -> str | None:
+    """The migration that a database is at; None if it is empty."""
+    if not connection.dialect.has_table(connection, "alembic_version"):
+        return None
+    try:
+        found: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    except ProgrammingError:
+        return None
+    return found
+
+
+def _upgrade(connection: Connection) -> None:
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        message = f"the database is of another Tenora than this one ({error}): upgrade the program"
+        raise StateError(message, key="database") from error

@@ -1,0 +1,1 @@
+"""The gate before an alias: what a version has to show, by the engine itself, before everybody gets it."""

@@ -1,0 +1,1 @@
+"""Who may do what: tenants, their keys, what was granted to them."""

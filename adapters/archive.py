@@ -9,6 +9,7 @@ import calendar
 import contextlib
 import gzip
 import io
+import math
 import os
 import stat
 import struct
@@ -191,7 +192,13 @@ def _unpack_tar(file: IO[bytes], unpacking: _Unpacking) -> None:
             if name is not None:
                 source = opened.extractfile(entry)
                 assert source is not None, "a regular file has content"
-                _date(unpacking.write(name, cast(io.BufferedReader, source)), int(entry.mtime))
+                _date(unpacking.write(name, cast(io.BufferedReader, source)), _seconds(entry))
+
+
+def _seconds(entry: tarfile.TarInfo) -> int:
+    if not math.isfinite(entry.mtime):
+        raise _refused(entry.name, "has a date that is none: pack it again")
+    return int(entry.mtime)
 
 
 def _next(opened: tarfile.TarFile) -> tarfile.TarInfo | None:

@@ -21,6 +21,8 @@ HEAD_ONLY = "dummy-target-modules"
 """PEFT's target of an adapter without LoRA: it matches no module, so the head is all that was trained."""
 TaskType = Literal["CAUSAL_LM", "SEQ_CLS"]
 
+LARGEST_ALPHA = 1e6
+"""Far beyond any training's; what is multiplied with much more is not finite any more."""
 _SERVED = frozenset({
     "peft_type", "task_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save",
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights",
@@ -161,9 +163,12 @@ def _rank(value: Any, name: str) -> int:
 
 
 def _alpha(value: Any, name: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise AdapterFormatError(f"{name} must be a finite number, not {value!r:.80}", key=name)
-    return value
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not abs(value) <= LARGEST_ALPHA:  # NaN is not, either
+        shown = f"{value!r:.80}" if not isinstance(value, int) or abs(value) < 10**80 else "a number beyond all bounds"
+        message = f"{name} must be a number of at most {LARGEST_ALPHA:g}, not {shown}"
+        raise AdapterFormatError(message, key=name)
+    return float(value)
 
 
 def _flag(raw: Mapping[str, Any], name: str) -> bool:

@@ -13,7 +13,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Connection, Table, and_, bindparam, func, or_, select, update
 
 from adapters.audit import record
-from adapters.database.database import Database, insert, insert_missing, now
+from adapters.database.database import ADOPTING, Database, insert, insert_missing, lock_out, now
 from adapters.database.schema import adapters, alias_history, aliases, checks, gates, grants, tenants, versions
 from adapters.errors import AdapterExistsError, AdapterNotFoundError, named
 from adapters.names import LATEST, AdapterName, AdapterRef
@@ -112,7 +112,7 @@ class Registry:
         """Make an announced version live, and point the aliases at it, but for those that have a gate."""
         with self.database.writing() as connection:
             _lock(connection, name)
-            _revive(connection, name, digest)
+            _revive(connection, name, digest, by)
             held = _gated(connection, name) & set(new_aliases)
             moved = [alias for alias in new_aliases if alias not in held]
             for alias in moved:
@@ -123,6 +123,7 @@ class Registry:
     def adopt(self, found: Callable[[], Iterable[tuple[AdapterName, Pointers]]]) -> list[AdapterName]:
         """Take in adapters whose folders are there, if there are no rows of any; all of them, or none."""
         with self.database.writing() as connection:
+            lock_out(connection, ADOPTING)
             if connection.execute(select(adapters.c.name).limit(1)).first() is not None:
                 return []
             taken = list(found())
@@ -132,17 +133,29 @@ class Registry:
 
     # Changing
 
-    def point(self, name: AdapterName, alias: str, version: str, by: str, *, admitted: bool = False) -> str:
+    def point(
+        self,
+        name: AdapterName,
+        alias: str,
+        version: str,
+        by: str,
+        *,
+        admitted: bool = False,
+        unless_moved_from: tuple[str | None] | None = None,
+    ) -> str:
         """Point an alias at a version, given by a beginning of its digest; return the digest.
 
         Raises:
-            AdapterExistsError: The alias has a gate, and the version was not ``admitted`` by who keeps it.
+            AdapterExistsError: The alias has a gate, and the version was not ``admitted`` by who keeps it; or it does
+                not point any more at what it is not to have moved from.
         """
         with self.changing(name) as (connection, pointers):
             digest = find_version(AdapterRef(name, version=version), pointers)
             if not admitted and alias in _gated(connection, name):
                 message = f"{name}:{alias} has a gate: promote through the server, which runs its checks"
                 raise AdapterExistsError(message, key="alias")
+            if unless_moved_from is not None and pointers.aliases.get(alias) != unless_moved_from[0]:
+                raise AdapterExistsError(f"{name}:{alias} was moved meanwhile, and stays there", key="alias")
             before = _point(connection, name, alias, digest)
             end_splits(connection, name, by, "promote", alias)
             record(connection, "promote", by, adapter=name, digest=digest, alias=alias, before=before)
@@ -152,7 +165,8 @@ class Registry:
         """Point an alias at what it pointed at before; return the digest. What was deleted since is passed over."""
         with self.changing(name) as (connection, pointers):
             before = find_version(AdapterRef(name, alias=alias), pointers)
-            digest = next((past for past in _popped(connection, name, alias) if past in pointers.versions), None)
+            live = set(pointers.versions) - {before}
+            digest = next((past for past in _popped(connection, name, alias) if past in live), None)
             if digest is None:
                 raise AdapterNotFoundError(f"{name}:{alias} has pointed at nothing else that still exists", key="alias")
             _set(connection, name, alias, digest)
@@ -198,6 +212,14 @@ class Registry:
             if pointers.aliases.get(LATEST) == digest:
                 end_splits(connection, name, by, "delete_version", LATEST)
                 rest = [other for other in pointers.versions if other != digest]
+                if rest and LATEST in _gated(connection, name):
+                    # What the gate held back must not slip in: only what was live before.
+                    rest = [past for past in _popped(connection, name, LATEST) if past in rest][:1]
+                    if not rest:
+                        message = (
+                            f"{LATEST} has a gate, and nothing it pointed at before is left: promote another first"
+                        )
+                        raise AdapterExistsError(message, key="version")
                 connection.execute(aliases.delete().where(*_of(aliases, name), aliases.c.alias == LATEST))
                 if rest:
                     _set(connection, name, LATEST, rest[-1])
@@ -212,14 +234,17 @@ class Registry:
         """Take an adapter with all its versions and aliases from everybody.
 
         Raises:
-            AdapterExistsError: One of its versions is pinned.
+            AdapterExistsError: One of its versions is pinned, or an alias has a gate.
         """
         with self.changing(name) as (connection, pointers):
             if pointers.pinned:
                 pinned = named([digest[:12] for digest in sorted(pointers.pinned)])
                 raise AdapterExistsError(f"{name} has pinned versions ({pinned}): unpin them first", key="version")
             end_splits(connection, name, by, "delete")
-            for table in (aliases, alias_history, grants, gates, checks):
+            if gated := _gated(connection, name):
+                message = f"{name} has a gate for {named(sorted(gated))}: lift it first"
+                raise AdapterExistsError(message, key="alias")
+            for table in (aliases, alias_history, grants, checks):
                 connection.execute(table.delete().where(*_of(table, name)))
             connection.execute(
                 update(versions)
@@ -229,17 +254,18 @@ class Registry:
             connection.execute(update(adapters).where(*_of(adapters, name)).values(deleted_at=now()))
             record(connection, "delete", by, adapter=name)
 
-    def purge(self, known: Known, throw_away: Callable[[], None]) -> bool:
-        """Remove a deleted version's folder and row; False if it is live again, or gone.
+    def purge(self, known: Known, take_away: Callable[[], None]) -> bool:
+        """Take a deleted version's folder away, and remove its row; False if it is live again, or gone.
 
-        The folder goes first: a crash leaves a row that still says that it is to be purged.
+        The folder goes first: a crash leaves a row that still says that it is to be purged. Others wait meanwhile, so
+        what takes long, as removing files does, is for later.
         """
         row = and_(*_of(versions, known.name), versions.c.digest == known.digest)
         with self.database.writing() as connection:
             _lock(connection, known.name)
             if connection.execute(select(versions.c.purge_after).where(row)).scalar() is None:
                 return False
-            throw_away()
+            take_away()
             connection.execute(versions.delete().where(row))
             left = select(func.count()).select_from(versions).where(*_of(versions, known.name))
             if not connection.execute(left).scalar_one():
@@ -296,15 +322,16 @@ def _lock(connection: Connection, name: AdapterName) -> None:
     connection.execute(select(adapters.c.name).where(*_of(adapters, name)).with_for_update())
 
 
-def _revive(connection: Connection, name: AdapterName, digest: str) -> None:
-    row = and_(*_of(versions, name), versions.c.digest == digest)
-    dead = and_(row, versions.c.purge_after.is_not(None))
+def _revive(connection: Connection, name: AdapterName, digest: str, by: str) -> None:
+    """Make a version live, and its adapter, if they are not; what comes again is as new."""
+    dead = and_(*_of(versions, name), versions.c.digest == digest, versions.c.purge_after.is_not(None))
     others = select(func.coalesce(func.max(versions.c.number), 0)).where(
         *_of(versions, name), versions.c.digest != digest
     )
-    # One that was deleted and comes again is the newest.
-    connection.execute(update(versions).where(dead).values(purge_after=None, number=others.scalar_subquery() + 1))
-    connection.execute(update(adapters).where(*_of(adapters, name)).values(deleted_at=None))
+    fresh = {"purge_after": None, "number": others.scalar_subquery() + 1, "published_by": by, "published_at": now()}
+    connection.execute(update(versions).where(dead).values(fresh))
+    gone = and_(*_of(adapters, name), adapters.c.deleted_at.is_not(None))
+    connection.execute(update(adapters).where(gone).values(deleted_at=None, served=True))
 
 
 def _point(connection: Connection, name: AdapterName, alias: str, digest: str) -> str | None:

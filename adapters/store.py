@@ -12,6 +12,7 @@ rows first, the bytes later. Readers take no locks.
 """
 
 import functools
+import logging
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from adapters.audit import OPERATOR
 from adapters.base import BaseSource
 from adapters.database.database import Database, now
 from adapters.disk import locked, make_folder, sync_folder, sync_tree
-from adapters.errors import AdapterExistsError, AdapterFormatError, AdapterNameError, AdapterNotFoundError
+from adapters.errors import AdapterExistsError, AdapterFormatError, AdapterNameError, AdapterNotFoundError, StateError
 from adapters.extras import find_extras
 from adapters.manifest import Manifest, read_manifest
 from adapters.names import LATEST, AdapterName, AdapterRef, check_part
@@ -34,7 +35,9 @@ from adapters.registry import Known, Registry
 from adapters.staging import Stated, stage
 from adapters.templates import PromptTemplate
 
-_STAGING, _LOCKS, _VERSIONS = ".staging", ".locks", "versions"
+logger = logging.getLogger(__name__)
+
+_STAGING, _LOCKS, _VERSIONS, _MARKER = ".staging", ".locks", "versions", ".database"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,8 @@ class Store:
     def __init__(self, root: Path, database: Database | None = None) -> None:
         self.root = root
         self.database = database or Database.beside(root)
+        self._embedded = self.database.url == Database.beside(root).url
+        self._opened = False
         self._registry = Registry(self.database)
         self._staging = root / _STAGING
 
@@ -154,15 +159,23 @@ class Store:
         return self._version(name, digest)
 
     def set_alias(
-        self, name: AdapterName, alias: str, version: str, *, by: str = OPERATOR, admitted: bool = False
+        self,
+        name: AdapterName,
+        alias: str,
+        version: str,
+        *,
+        by: str = OPERATOR,
+        admitted: bool = False,
+        unless_moved_from: tuple[str | None] | None = None,
     ) -> str:
         """Point an alias at a version, given by its digest or a unique beginning of at least 8 digits; return it.
 
-        An alias that has a gate is moved only if who keeps it has ``admitted`` the version.
+        An alias that has a gate is moved only if who keeps it has ``admitted`` the version; with ``unless_moved_from``
+        only if it still points there.
         """
         check_part(alias, "alias")
         self._pointers(name)
-        return self._registry.point(name, alias, version, by, admitted=admitted)
+        return self._registry.point(name, alias, version, by, admitted=admitted, unless_moved_from=unless_moved_from)
 
     def roll_back(self, name: AdapterName, alias: str = LATEST, *, by: str = OPERATOR) -> str:
         """Point an alias at what it pointed at before; return that digest."""
@@ -229,10 +242,30 @@ class Store:
         """Whether there is a store. One whose database is empty takes in the versions that lie in its folder."""
         if not self.root.is_dir():
             return False
-        if self.database.prepare():
+        if not self._opened:
+            self._check_marker()
+            self.database.prepare()
             for name in self._registry.adopt(lambda: find_adopted(self.root)):
                 forget_pointers(self._folder(name))
+            self._opened = True
         return True
+
+    def _check_marker(self) -> None:
+        """Keep one store from having two databases: that of another place than the folder is noted in it.
+
+        Raises:
+            StateError: This store's names are kept elsewhere.
+        """
+        marker = self.root / _MARKER
+        if not self._embedded:
+            marker.write_text(f"{self.database}\n", "utf-8")
+        elif marker.exists():
+            where = marker.read_text("utf-8").strip()
+            message = (
+                f"the names of the store {self.root.name} are kept in {where}: say so (TENORA_DATABASE), or bring "
+                "adapters over HTTP (tenora adapters upload FOLDER NAME --url …)"
+            )
+            raise StateError(message, key="database")
 
     def _pointers(self, name: AdapterName) -> Pointers:
         self._folder(name)
@@ -260,21 +293,24 @@ class Store:
         return folder
 
     def _purged(self) -> list[str]:
-        return [
-            f"{known.name}@{known.digest}"
-            for known in self._registry.known(purge_before=now())
-            if self._registry.purge(known, functools.partial(self._throw_away, known))
-        ]
+        purged = []
+        for known in self._registry.known(purge_before=now()):
+            trash = self._staging / f"trash-{uuid.uuid4().hex}"
+            try:
+                if self._registry.purge(known, functools.partial(self._take_away, known, trash)):
+                    purged.append(f"{known.name}@{known.digest}")
+                shutil.rmtree(trash, ignore_errors=True)  # what stays is swept by `recover`
+            except OSError as error:  # one that cannot be moved must not keep the others
+                logger.warning("%s@%s cannot be removed and is tried again: %s", known.name, known.digest[:12], error)
+        return purged
 
-    def _throw_away(self, known: Known) -> None:
-        """Remove a version's folder, and those above it that are empty then."""
+    def _take_away(self, known: Known, trash: Path) -> None:
+        """Move a version's folder away, and remove those above it that are empty then."""
         folder = self._folder(known.name)
         path = folder / _VERSIONS / known.digest
         if path.exists():
-            trash = self._staging / f"trash-{uuid.uuid4().hex}"
             path.rename(trash)
             sync_folder(path.parent)
-            shutil.rmtree(trash)
         for empty in (folder / _VERSIONS, folder):
             if empty.is_dir() and not any(empty.iterdir()):
                 empty.rmdir()

@@ -1,20 +1,23 @@
 """What administrators send."""
 
-from datetime import datetime
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from service.schemas import Name, WireModel
 from service.tenants.caller import Scope
+from service.tenants.directory import LEAST_SHARE, MOST_SHARE
 
+Label = Annotated[str, Field(max_length=128, pattern=r"^[^\x00]*$")]
 Positive = Annotated[int, Field(ge=1, le=2**62)]
 
 
 class Limits(WireModel):
     """PATCH /admin/v1/tenants/{tenant}: what is not named stays; null takes a limit away."""
 
-    share: float | None = Field(None, gt=0, le=1e6, description="Its share of what is contended for; 1 by default.")
+    share: float | None = Field(
+        None, ge=LEAST_SHARE, le=MOST_SHARE, description="Its share of what is contended for; 1 by default."
+    )
     requests_per_minute: Positive | None = Field(None, description="Requests that may begin in a minute.")
     tokens_per_minute: Positive | None = Field(None, description="Tokens, of prompts and answers, in a minute.")
     concurrent: Positive | None = Field(None, description="Requests that may be in flight at once.")
@@ -33,8 +36,10 @@ class NewKeyRequest(WireModel):
 
     tenant: Name | None = Field(None, description="Whose key; null makes an operator's, for every tenant.")
     scopes: list[Scope] = Field(["infer"], min_length=1, max_length=8, description="What it is for.")
-    label: str = Field("", max_length=128, description="What people call it.")
-    expires_at: datetime | None = Field(None, description="When it ends, with a time zone; null is never.")
+    label: Label = Field("", description="What people call it.")
+    expires_at: Annotated[AwareDatetime, Field(strict=False)] | None = Field(
+        None, description="When it ends, with a time zone; null is never."
+    )
 
 
 class Rotation(WireModel):

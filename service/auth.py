@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapters.errors import AdapterError
-from service.errors import AuthenticationError, ServiceError, describe
+from service.errors import AuthenticationError, InvalidRequestError, ServiceError, describe
 from service.handlers import error_response
 from service.openapi import DOCS_ASSETS
 from service.tenants.access import Access
@@ -39,6 +39,8 @@ class Auth:
             await self._app(scope, receive, send)
             return
         try:
+            if "\x00" in scope["path"] or b"%00" in scope["query_string"]:  # no name has one, and no database takes it
+                raise InvalidRequestError("The URL holds a NUL character, which nothing here has in its name.")
             asking = await self._caller(_shown_key(Headers(scope=scope)))
             needed = self._scope_of(scope["method"], scope["path"])
             if needed is not None:

@@ -14,7 +14,7 @@ from adapters.errors import AdapterError, AdapterNameError, AdapterNotFoundError
 from adapters.manifest import Manifest, Task, read_manifest
 from adapters.names import LATEST, AdapterName, AdapterRef
 from adapters.store import Store, Version
-from service.errors import InvalidRequestError, ModelNotFoundError, PathNotAllowedError, PermissionDeniedError, shorten
+from service.errors import AdapterUnknownError, InvalidRequestError, ModelNotFoundError, PathNotAllowedError, shorten
 from service.gate.keeper import Gatekeeper
 from service.lifecycle import Lifecycle
 from service.lifecycle_messages import LifecycleQuestion
@@ -189,13 +189,13 @@ class Catalog:
         missing = LoraNotFoundError(f"The lora adapter '{shorten(name)}' cannot be found.", param="lora_name")
         try:
             target = own_name(name, tenant, param="lora_name")
-        except (AdapterNameError, PermissionDeniedError) as error:
+        except (AdapterNameError, AdapterUnknownError) as error:
             raise missing from error
         if not self._is_served(target):
             raise missing
         self._store.set_served(target, False, by=by)
         for version in self._store.versions(target):
-            self._cache.discard(version.digest)
+            self._cache.discard(version.name, version.digest)
         return f"Success: LoRA adapter '{name}' removed successfully."
 
     def _ref(self, model: str, tenant: str | None) -> AdapterRef:

@@ -1,14 +1,12 @@
 """`tenora adapters`: looks into a store and changes it, without a server; `cli_lifecycle.py` knows both."""
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from service.cli_lifecycle import pin, promote, rollback, unpin, upload
-from service.cli_store import SHOWN_DIGITS, StoreOption, fail, given_labels, opened, parse_ref, store_settings
+from service.cli_store import SHOWN_DIGITS, StoreOption, fail, given_labels, opened, parse_ref, store_settings, table
 
 if TYPE_CHECKING:
     from adapters.names import AdapterRef
@@ -59,7 +57,7 @@ def list_adapters(
                     "yes" if own.is_served(name) else "no",
                 )
             )
-    _table(("adapter", "task", "latest", "versions", "aliases", "served"), rows)
+    table(("adapter", "task", "latest", "versions", "aliases", "served"), rows)
 
 
 @adapters.command()
@@ -73,7 +71,7 @@ def show(adapter: RefArgument, store: StoreOption = None) -> None:
             raise fail(f"{adapter} is not in the store")
         named = {digest: [alias for alias in aliases if aliases[alias] == digest] for digest in aliases.values()}
     for version in versions:
-        _table(("field", "value"), _facts(version, named.get(version.digest, [])))
+        table(("field", "value"), _facts(version, named.get(version.digest, [])))
 
 
 @adapters.command()
@@ -156,11 +154,12 @@ def delete(
         what = str(ref) if ref.version else f"{ref.name} with {len(own.versions(ref.name))} version(s)"
         if not yes and not typer.confirm(f"Delete {what}?"):
             raise typer.Exit(1)
+        grace = store_settings(store=store).delete_grace
         if ref.version:
-            own.delete_version(ref.name, ref.version)
+            own.delete_version(ref.name, ref.version, grace=grace)
         else:
-            own.delete(ref.name)
-    typer.echo(f"{what} deleted")
+            own.delete(ref.name, grace=grace)
+    typer.echo(f"{what} deleted; its files go in {grace:g} s, or when a server next starts")
 
 
 def _is_meant(version: "Version", ref: "AdapterRef", aliases: dict[str, str]) -> bool:
@@ -198,16 +197,3 @@ def _facts(version: "Version", aliases: list[str]) -> list[tuple[str, str]]:
     if version.extras:
         facts.append(("beside it", ", ".join(version.extras)))
     return facts
-
-
-def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    # A pipe gets whole lines: rich would fold them at 80 columns.
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(table)

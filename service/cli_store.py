@@ -1,7 +1,7 @@
 """What the commands about adapters share: opening a store or a connection, and saying in one sentence what is wrong."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -84,3 +84,17 @@ def parse_ref(text: str) -> "AdapterRef":
 def given_labels(text: str | None) -> tuple[str, ...] | None:
     """Labels that were separated by commas."""
     return tuple(label.strip() for label in text.split(",")) if text else None
+
+
+def table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Print a table: whole lines where it is piped on."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    made = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        made.add_row(*(escape(cell) for cell in row))
+    # A pipe gets whole lines: rich would fold them at 80 columns.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(made)

@@ -1,13 +1,15 @@
 """`tenora tenants` and `tenora keys`: who may use a server, on its database, without the server."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from service.cli_store import StoreOption, fail, table
 
 if TYPE_CHECKING:
     from adapters.database.database import Database
@@ -17,21 +19,20 @@ tenants = typer.Typer(
 )
 keys = typer.Typer(help="Make, rotate and revoke API keys.", no_args_is_help=True, rich_markup_mode=None)
 
-FAILED = 2
 BY = "operator"
+"""As `adapters.audit.OPERATOR`, whose imports would slow --help down."""
 
-StoreOption = Annotated[Path | None, typer.Option("--store", help="Folder of the store. [TENORA_STORE, ./store]")]
 DatabaseOption = Annotated[
     str | None, typer.Option("--database", help="URL of the database. [TENORA_DATABASE, a file in the store]")
 ]
 TenantArgument = Annotated[str, typer.Argument(help="The tenant.")]
 AdapterArgument = Annotated[str, typer.Argument(help="tenant/name")]
 KeyArgument = Annotated[str, typer.Argument(help="The key's id, as `tenora keys list` shows it.")]
-Share = Annotated[float | None, typer.Option(help="Its share of what is contended for. [1]")]
-Requests = Annotated[int | None, typer.Option("--requests-per-minute", help="0 takes the limit away.")]
-Tokens = Annotated[int | None, typer.Option("--tokens-per-minute", help="0 takes the limit away.")]
-Concurrent = Annotated[int | None, typer.Option(help="Requests in flight at once; 0 takes the limit away.")]
-Resident = Annotated[int | None, typer.Option("--resident-bytes", help="Of its adapters in memory; 0: no limit.")]
+Share = Annotated[float | None, typer.Option(min=1e-3, max=1e3, help="Its share of what is contended for. [1]")]
+Requests = Annotated[int | None, typer.Option("--requests-per-minute", min=0, help="0 takes the limit away.")]
+Tokens = Annotated[int | None, typer.Option("--tokens-per-minute", min=0, help="0 takes the limit away.")]
+Concurrent = Annotated[int | None, typer.Option(min=0, help="Requests in flight at once; 0 takes the limit away.")]
+Resident = Annotated[int | None, typer.Option("--resident-bytes", min=0, help="Of adapters in memory; 0: no limit.")]
 
 
 @tenants.command("create")
@@ -92,7 +93,7 @@ def list_tenants(store: StoreOption = None, database: DatabaseOption = None) -> 
         )
         for tenant in found
     ]
-    _table(("tenant", "enabled", *LIMITS, "made"), rows)
+    table(("tenant", "enabled", *LIMITS, "made"), rows)
 
 
 @tenants.command("disable")
@@ -139,7 +140,7 @@ def create_key(
         typer.Option(help="infer, publish, train or admin; repeat for more. [infer; operators: admin]"),
     ] = None,
     label: Annotated[str, typer.Option(help="What people call it.")] = "",
-    days: Annotated[float | None, typer.Option(help="Days until it ends. [never]")] = None,
+    days: Annotated[float | None, typer.Option(min=0, max=36500, help="Days until it ends. [never]")] = None,
     store: StoreOption = None,
     database: DatabaseOption = None,
 ) -> None:
@@ -175,14 +176,14 @@ def list_keys(
         )
         for key in found
     ]
-    _table(("id", "tenant", "scopes", "label", "made", "ends"), rows)
+    table(("id", "tenant", "scopes", "label", "made", "ends"), rows)
 
 
 @keys.command("rotate")
 def rotate_key(
     key: KeyArgument,
     *,
-    overlap: Annotated[float, typer.Option(help="Seconds that the old key goes on working.")] = 0.0,
+    overlap: Annotated[float, typer.Option(min=0, max=2592000, help="Seconds that the old key goes on working.")] = 0.0,
     store: StoreOption = None,
     database: DatabaseOption = None,
 ) -> None:
@@ -239,16 +240,11 @@ def _opened(store: Path | None, database: str | None) -> "Iterator[Database]":
         finally:
             opened.close()
     except (AdapterError, ServiceError) as error:
-        raise _fail(error.message) from error
+        raise fail(error.message) from error
     except SettingsError as error:
-        raise _fail(str(error)) from error
+        raise fail(str(error)) from error
     except OSError as error:
-        raise _fail(f"{error.strerror}: {error.filename}") from error
-
-
-def _fail(message: str) -> typer.Exit:
-    sys.stderr.write(f"tenora: {message}\n")
-    return typer.Exit(FAILED)
+        raise fail(f"{error.strerror}: {error.filename}") from error
 
 
 def _show_key(secret: str, key_id: str) -> None:
@@ -263,15 +259,3 @@ def _shown(value: float | None) -> str:
 
 def _day(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M}"
-
-
-def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(table)

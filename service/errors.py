@@ -29,6 +29,7 @@ ServiceError
 The errors of `adapters` keep their own classes; the table below gives each its status (400, 404, 409, 422, 500 or 503).
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -47,6 +48,7 @@ from adapters.errors import (
 )
 
 _SHOWN = 500
+logger = logging.getLogger(__name__)
 UNION_TAGS = ("<text>", "<list>", "<ids>", "<id lists>", "<object>")
 """What pydantic puts into the path of a field that may be one of several things; no client's word."""
 
@@ -157,10 +159,9 @@ class AdapterUnknownError(NotFoundError):
 
     code = "adapter_not_found"
 
-    def __init__(self, adapter: str) -> None:
-        super().__init__(
-            f"The adapter `{shorten(adapter)}` does not exist or this key has no access to it.", param="adapter"
-        )
+    def __init__(self, adapter: str, *, param: str = "adapter") -> None:
+        message = f"The adapter `{shorten(adapter)}` does not exist or this key has no access to it."
+        super().__init__(message, param=param)
 
 
 class TenantNotFoundError(NotFoundError):
@@ -314,6 +315,11 @@ def describe(error: Exception) -> ErrorDetail:
     return ServerError("The server met an error of its own; its log has the details.").detail()
 
 
+def is_defect(error: Exception) -> bool:
+    """Whether an error is one of ours, whose traceback belongs into the log."""
+    return not isinstance(error, ServiceError | StateError) and describe(error).status >= 500
+
+
 def describe_failure(code: str, message: str) -> ErrorDetail:
     """Turn a failure that the engine reported for a sequence into what the client is told."""
     status, kind = _ENGINE_FAILURES.get(code, (500, "server_error"))
@@ -370,6 +376,10 @@ def _describe_adapter_error(error: AdapterError) -> ErrorDetail:
         (found for kind, found in _ADAPTER_ERRORS.items() if isinstance(error, kind)), (500, "adapter_error")
     )
     kind = "invalid_request_error" if status < 500 else "server_error"
+    if isinstance(error, StateError):  # its message names places that are no client's business
+        logger.warning("%s", error)
+        message = "The server's database cannot be used at the moment; try again."
+        return ErrorDetail(status, message, kind, code, retry_after=2)
     return ErrorDetail(status, error.message, kind, code, error.key)
 
 

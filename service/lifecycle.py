@@ -93,10 +93,10 @@ class Lifecycle:
         return digest in self._pinned
 
     def keep_house(self) -> None:
-        """Remove the bytes of what was deleted once their time has come, and see what is pinned; to be called often."""
-        self._store.purge()
+        """See what is pinned, and remove the bytes of what was deleted once their time has come; to be called often."""
         rows = self._store.rows()
         self._pinned = frozenset() if rows is None else pinned_digests(rows)
+        self._store.purge()
 
     # Questions
 
@@ -123,7 +123,9 @@ class Lifecycle:
         name, alias, by = promote.adapter, promote.alias, promote.by
         before = self._store.aliases(name).get(alias)
         verdict = self.gatekeeper.admit(name, alias, promote.version, by=by, force=promote.force)
-        digest = self._store.set_alias(name, alias, promote.version, by=by, admitted=verdict is not None)
+        # What was checked is what is promoted, whatever else begins with the same digits by now.
+        version = promote.version if verdict is None else verdict.digest
+        digest = self._store.set_alias(name, alias, version, by=by, admitted=verdict is not None)
         return Moved(alias, digest, before, verdict)
 
     def _publish(self, upload: PublishUpload) -> Published:
@@ -204,7 +206,7 @@ class Lifecycle:
         else:
             self._store.delete(name, grace=self._grace, by=by)
         for digest in before - {row.digest for row in self._rows(name)}:
-            self._cache.discard(digest)
+            self._cache.discard(name, digest)
         return self._grace
 
     def _events(self, question: ReadEvents) -> list[AuditEvent]:

@@ -82,8 +82,9 @@ class Metrics:
         self._engine.queue = queue
 
     def render(self, tenant: str | None = None) -> bytes:
-        """The text that Prometheus reads; of what names tenants only that tenant's, or for None everything."""
-        return generate_latest(_View(chain(self.registry.collect(), families([*self.busiest.counts(tenant)]))))
+        """The text that Prometheus reads: everything, or what a tenant did; sums tell of others' doings too."""
+        everybody = self.registry.collect() if tenant is None else ()
+        return generate_latest(_View(chain(everybody, families([*self.busiest.counts(tenant)]))))
 
 
 class _View(Collector):

@@ -129,7 +129,7 @@ class Preparer:
         adapter: Adapter | None = None
         failure: Exception | None = None
         # Another name with the same bytes, or the read that this request just missed, may have brought it.
-        cold = not self._cache.contains(version.digest)
+        cold = not self._cache.contains(version)
         try:
             adapter = self._cache.get(version)
         except Exception as error:
@@ -165,7 +165,7 @@ class Preparer:
 
     def _hand_over_shadow(self, request_id: str, sequences: Many[Sequence], answers: int, part: Part) -> None:
         sink = self._comparison.take
-        self._hand_over(Ready(request_id, sequences, answers, cold=False, part=part, sink=sink))
+        self._hand_over(Ready(request_id, sequences, answers, cold=False, part=part, sink=sink, charged=False))
 
     def _refuse(self, job: _Job, error: Exception) -> None:
         with self._lock:

@@ -9,7 +9,7 @@ from pathlib import Path
 from adapters.config import LoraSpec, read_lora_config
 from adapters.errors import AdapterError, AdapterNameError
 from adapters.names import AdapterName
-from service.errors import InvalidRequestError, PermissionDeniedError, StorageFullError
+from service.errors import AdapterUnknownError, InvalidRequestError, StorageFullError
 
 _ABSOLUTE = re.compile(r"(?<![\w.])/(?:[^\s/'\"`]+/)+([^\s/'\"`]+)")
 """An absolute path; its last part may be told."""
@@ -20,7 +20,7 @@ def own_name(text: str, tenant: str | None, *, param: str = "name") -> AdapterNa
 
     Raises:
         AdapterNameError: It is no name.
-        PermissionDeniedError: It is another tenant's, whether it exists or not.
+        AdapterUnknownError: It is another tenant's, whether it exists or not.
     """
     qualified = f"{tenant}/{text}" if tenant is not None and "/" not in text else text
     try:
@@ -28,7 +28,7 @@ def own_name(text: str, tenant: str | None, *, param: str = "name") -> AdapterNa
     except AdapterNameError as error:
         raise AdapterNameError(error.message, key=param) from error
     if tenant is not None and name.tenant != tenant:
-        raise PermissionDeniedError(f"This key belongs to the tenant '{tenant}'.", param=param)
+        raise AdapterUnknownError(str(name), param=param)
     return name
 
 

@@ -22,4 +22,6 @@ class Ready:
     part: Part | None = None
     """What it counts as, if its adapter's requests are split between versions."""
     sink: Callable[[Event], None] | None = None
-    """Takes the events of work that no client asked for, on the step thread; it is not charged to anybody."""
+    """Takes the events of work that no client asked for, on the step thread."""
+    charged: bool = True
+    """Whether it is somebody's use."""

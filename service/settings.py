@@ -49,6 +49,9 @@ class StoreSettings(BaseSettings):
         description="Where names, keys and usage are kept: postgresql://USER:PASSWORD@HOST/NAME, or sqlite:///FILE; "
         "if unset a file in the store.",
     )
+    delete_grace: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        300.0, description="Seconds for which the files of a deleted version stay, for requests that are in flight."
+    )
 
 
 class Settings(StoreSettings):
@@ -108,9 +111,6 @@ class Settings(StoreSettings):
     )
     upload_timeout: PositiveSeconds = Field(
         600.0, description="Seconds that an upload may take to arrive, and again to be checked and published."
-    )
-    delete_grace: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        300.0, description="Seconds for which the files of a deleted version stay, for requests that are in flight."
     )
     default_max_tokens: PositiveInt = Field(
         256, description="Length of an answer to chat and instruct when the request does not say."

@@ -21,7 +21,8 @@ from adapters.splits import Rules, Split, end_splits, put_split, read_split, rea
 from adapters.store import Store, Version
 from service.back_out import breaches
 from service.comparison import Comparison, Pair, Part
-from service.errors import AdapterUnknownError, InvalidRequestError, NotFoundError, describe
+from service.errors import AdapterUnknownError, GateFailedError, InvalidRequestError, NotFoundError, describe
+from service.gate.verdict import unproven
 from service.messages import Classify, Generate, Work
 from service.priority import give_way
 from service.split_messages import EndSplit, SetSplit, Shown, ShowSplit, SplitQuestion
@@ -135,6 +136,12 @@ class Splits:
         with Registry(database).changing(name) as (connection, pointers):
             if isinstance(question, SetSplit):
                 rules = resolved(question.rules, name, alias, pointers)
+                own = pointers.aliases[alias]
+                asked = [digest for digest, weight in rules.weights.items() if weight > 0 and digest != own]
+                if lacking := unproven(connection, name, alias, asked):
+                    raise GateFailedError(
+                        f"{name}@{lacking[0][:12]}", alias, ["it has not passed since the gate was set: check it first"]
+                    )
                 self._check_tasks(name, pointers.aliases[alias], rules)
                 put_split(connection, name, alias, rules, by)
             elif not end_splits(connection, name, by, "asked", alias):

@@ -19,6 +19,7 @@ FILES = {
     "card": CARD_FILE,
     "report": REPORT_FILE,
 }
+MAX_ALIASES = 16
 ARCHIVE, PLOT = "archive", "plot"
 
 
@@ -43,7 +44,9 @@ class UploadFields(WireModel):
     name: Annotated[Name, BeforeValidator(_one)] = Field(
         description="tenant/name, or the name alone for a tenant's key."
     )
-    alias: list[Name] = Field([LATEST], description="An alias to point at it; repeat for more. latest if not sent.")
+    alias: list[Name] = Field(
+        [LATEST], max_length=MAX_ALIASES, description="An alias to point at it; repeat for more. latest if not sent."
+    )
     template: Annotated[Text | None, BeforeValidator(_one)] = Field(
         None, description="Prompt template of a plain PEFT adapter: alpaca, chat, plain, or a Jinja text."
     )
@@ -61,7 +64,7 @@ class UploadFields(WireModel):
         if text is not None:
             moment = datetime.fromisoformat(text)
             if moment.tzinfo is None or moment.timestamp() < 0:
-                raise ValueError("a time with its zone is wanted, like 2026-01-31T12:00:00+00:00")
+                raise ValueError("a time since 1970 with its zone is wanted, like 2026-01-31T12:00:00+00:00")
         return text
 
     @property

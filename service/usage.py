@@ -74,6 +74,8 @@ def _statement(query: Query) -> Select[Any]:
         raise InvalidRequestError(
             f"'{unknown[0]}' is nothing to group by: choose from {', '.join(GROUPS)}.", param="by"
         )
+    if len(set(query.by)) < len(query.by):
+        raise InvalidRequestError("by names a group twice.", param="by")
     groups = [usage.c[name] for name in query.by]
     wanted = select(*groups, *(func.coalesce(func.sum(usage.c[name]), 0) for name in _COUNTS))
     for column, value in ((usage.c.tenant, query.tenant), (usage.c.adapter, query.adapter)):

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
@@ -24,7 +24,7 @@ from service.catalog import Catalog
 from service.engine.events import ClassifiedEvent, Event, FailedEvent, FinishedEvent, TokenEvent
 from service.engine.sequence import Sequence
 from service.engine.stats import EngineStats
-from service.errors import ServiceError, describe, describe_failure
+from service.errors import describe, describe_failure, is_defect
 from service.gate.messages import CheckVersion
 from service.ledger import Ledger
 from service.lifecycle_messages import Promote, PublishUpload
@@ -51,14 +51,12 @@ from service.outbox import POISONED_EXIT, Outbox
 from service.prepare import Preparer
 from service.priority import give_way
 from service.ready import Ready
-from service.shadow import MOST_WAITING, is_shadow
+from service.shadow import MOST_WAITING
 
 HEARTBEAT_S = 1.0
 IDLE_WAIT_S = 0.25
 """How long an idle step thread sleeps before it looks whether to stop."""
-QUESTION_THREADS, PUBLISH_THREADS = 2, 2
-SLOW = LoadAdapter | PublishUpload | Promote | CheckVersion
-"""Questions that read and check a whole adapter, or run one."""
+QUESTION_THREADS, PUBLISH_THREADS, CHECK_THREADS = 2, 2, 4
 REMEMBERED = 4096
 """Requests whose ids are remembered, so that a message that is sent twice is run once."""
 
@@ -125,11 +123,14 @@ class Worker:
         self._preparer = make_preparer(self._outbox.put, self._command)
         self._questions = ThreadPoolExecutor(QUESTION_THREADS, thread_name_prefix="question", initializer=give_way)
         self._publishing = ThreadPoolExecutor(PUBLISH_THREADS, thread_name_prefix="publish", initializer=give_way)
+        self._checking = ThreadPoolExecutor(CHECK_THREADS, thread_name_prefix="check", initializer=give_way)
         self._inbox: deque[Ready | _Abort] = deque()
         self._wake = threading.Event()
         self._running: dict[str, set[int]] = {}
         """Indices that the engine still owes, by request."""
         self._sinks: dict[str, Callable[[Event], None]] = {}
+        self._asked: dict[str, Future[None]] = {}
+        """Questions that are being answered, or wait for it."""
         self._seen: OrderedDict[str, bool] = OrderedDict()
         """Requests that came, and whether they want their answer as a whole."""
         self._next_beat = 0.0
@@ -219,7 +220,7 @@ class Worker:
             else:
                 self._outbox.put(Refused(ready.request_id, describe(error)))
         else:
-            if ready.sink is None:
+            if ready.charged:
                 self._ledger.open(ready)
             if ready.part is not None:
                 owed = (sequence.index for sequence in ready.sequences)
@@ -266,8 +267,8 @@ class Worker:
         )
 
     def _finished(self) -> bool:
-        if self._stopping:  # nobody waits for shadows
-            for request_id in filter(is_shadow, list(self._running)):
+        if self._stopping:  # nobody waits for what no client asked for
+            for request_id in list(self._sinks):
                 self._forget(request_id)
         idle = not self._engine.has_work() and not self._inbox and not len(self._preparer)
         return self._stopping and idle
@@ -304,6 +305,9 @@ class Worker:
 
     def _dispatch(self, request_id: str, message: Message) -> None:
         if isinstance(message, Cancel):
+            asked = self._asked.get(request_id)
+            if asked is not None and asked.cancel():
+                return  # nobody had begun with it
             if not self._preparer.cancel(request_id):
                 self._command(_Abort(request_id))
             return
@@ -315,8 +319,14 @@ class Worker:
             self._preparer.start(request_id, message)
         else:
             # What reads and checks a whole adapter must not stand before a question that is answered at once.
-            pool = self._publishing if isinstance(message, SLOW) else self._questions
-            pool.submit(self._answer, request_id, message)
+            pool = self._questions
+            if isinstance(message, LoadAdapter | PublishUpload):
+                pool = self._publishing
+            elif isinstance(message, Promote | CheckVersion):
+                pool = self._checking
+            asked = pool.submit(self._answer, request_id, message)
+            self._asked[request_id] = asked
+            asked.add_done_callback(lambda _: self._asked.pop(request_id, None))
 
     def _remember(self, request_id: str, message: Message) -> None:
         self._seen[request_id] = isinstance(message, Generate) and not message.stream
@@ -333,7 +343,7 @@ class Worker:
         try:
             self._outbox.put(Answered(request_id, self._ask(question)))
         except Exception as error:
-            if not isinstance(error, ServiceError) and describe(error).status >= 500:
+            if is_defect(error):
                 logger.exception("a question could not be answered")
             self._outbox.put(Refused(request_id, describe(error)))
 

@@ -9,8 +9,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, Insert, Table, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
@@ -18,10 +20,13 @@ from sqlalchemy.exc import (
     ArgumentError,
     DatabaseError,
     DataError,
+    DisconnectionError,
     IntegrityError,
+    InterfaceError,
     NoSuchModuleError,
     ProgrammingError,
 )
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from adapters.database.schema import HEAD
 from adapters.disk import make_folder
@@ -32,7 +37,8 @@ BUSY_S = 30.0
 """How long a writer waits for its turn, and a statement may take."""
 CONNECT_S = 10
 """How long a server may take to answer."""
-_MIGRATION_LOCK = 0x74656E6F7261
+MIGRATING, ADOPTING = 0x74656E6F7261, 0x74656E6F7262
+"""Keys of what one process does at a time."""
 _KINDS = ("sqlite", "postgresql")
 
 
@@ -53,19 +59,25 @@ class Database:
         """The embedded database of a store's folder."""
         return cls(f"sqlite:///{root / SQLITE_FILE}")
 
+    @property
+    def url(self) -> str:
+        """Where it is, password and all."""
+        shown: str = self._url.render_as_string(hide_password=False)
+        return shown
+
     def __str__(self) -> str:
         shown: str = self._url.render_as_string(hide_password=True)
         return shown
 
-    def prepare(self) -> bool:
-        """Connect and bring the schema up to date; True the first time.
+    def prepare(self) -> None:
+        """Connect and bring the schema up to date.
 
         Raises:
             StateError: The database cannot be reached, or is of a newer program.
         """
         with self._opening:
             if self._engine is not None:
-                return False
+                return
             engine = self._connected()
             try:
                 with _told(self):
@@ -74,7 +86,6 @@ class Database:
                 engine.dispose()
                 raise
             self._engine = engine
-            return True
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -103,20 +114,38 @@ class Database:
 
     def _connected(self) -> Engine:
         if self._url.get_backend_name() == "postgresql":
-            bounds = {"connect_timeout": CONNECT_S, "options": f"-c statement_timeout={int(BUSY_S * 1000)}"}
+            bounds = {
+                "connect_timeout": CONNECT_S,
+                "options": f"-c statement_timeout={int(BUSY_S * 1000)}",
+                # A network that is cut says nothing: without these, a wait would last for as long as TCP's.
+                "keepalives_idle": 5,
+                "keepalives_interval": 2,
+                "keepalives_count": 3,
+                "tcp_user_timeout": CONNECT_S * 1000,
+            }
             return create_engine(self._url, pool_pre_ping=True, connect_args=bounds)
         assert self._url.database is not None
-        make_folder(Path(self._url.database).parent)
-        engine = create_engine(self._url, connect_args={"timeout": BUSY_S})
-        event.listen(engine, "connect", _configure_sqlite)
-        # Every transaction of ours writes: one that began as a reader could not become a writer while others write.
-        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+        file = Path(self._url.database).absolute()
+        make_folder(file.parent)
+        file.touch()
+        # From now on nothing is made where a file is missing: an empty database would answer for the one that is gone.
+        url = self._url.set(database=f"file:{quote(str(file))}", query={"mode": "rw", "uri": "true"})
+        engine = create_engine(url, connect_args={"timeout": BUSY_S})
+        event.listen(engine, "connect", partial(_configure_sqlite, file))
+        event.listen(engine, "checkout", partial(_check_file, file))
+        event.listen(engine, "begin", _begin_sqlite)
         return engine
 
 
 def now() -> datetime:
     """This moment, in UTC."""
     return datetime.now(UTC)
+
+
+def lock_out(connection: Connection, key: int) -> None:
+    """Let nobody else do what this key is for before this transaction is over. SQLite's writers take turns anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
 
 
 def insert(connection: Connection, table: Table) -> "sqlite.Insert | postgresql.Insert":
@@ -150,10 +179,27 @@ def _examples() -> str:
     return "sqlite:///FOLDER/tenora.db or postgresql://USER:PASSWORD@HOST/NAME"
 
 
-def _configure_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
+def _check_file(file: Path, _connection: sqlite3.Connection, record: Any, _proxy: Any) -> None:
+    """Let go of a connection whose file was removed or replaced: what it writes nobody would find."""
+    try:
+        same = record.info["file"] == file.stat().st_ino
+    except FileNotFoundError:
+        same = False
+    if not same:
+        raise DisconnectionError("the file was removed or replaced")
+
+
+def _configure_sqlite(file: Path, connection: sqlite3.Connection, record: Any) -> None:
+    record.info["file"] = file.stat().st_ino
     connection.isolation_level = None  # transactions are begun by us, where they begin
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Every transaction of ours writes: one that began as a reader could not become a writer while others write."""
+    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":  # asked there too
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 @contextmanager
@@ -163,11 +209,11 @@ def _told(database: Database) -> Iterator[None]:
         yield
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         raise StateError("PostgreSQL needs its driver: pip install 'tenora[postgres]'", key="database") from error
-    except DatabaseError as error:
+    except (DatabaseError, DisconnectionError, InterfaceError, PoolTimeoutError) as error:
         # What we ask wrongly is a defect; what the database cannot do now is told.
         if isinstance(error, ProgrammingError | IntegrityError | DataError):
             raise
-        reason = str(error.orig).strip().splitlines()[0]
+        reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
         raise StateError(f"the database {database} cannot be used: {reason}", key="database") from error
 
 
@@ -176,8 +222,7 @@ def _migrate(engine: Engine) -> None:
         if _revision(connection) == HEAD:
             return
     with engine.begin() as connection:
-        if engine.dialect.name == "postgresql":  # SQLite's writers take turns anyway
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+        lock_out(connection, MIGRATING)
         _upgrade(connection)
 
 

@@ -63,7 +63,7 @@ class Checker:
 
         Every check is made, also after one that failed; but what does not load cannot be asked anything.
         """
-        run = _Run(self._encoder, self._asides, rules, time.monotonic() + rules.timeout)
+        run = _Run(self._encoder, self._asides, rules, version.name.tenant, time.monotonic() + rules.timeout)
         try:
             # Read anew: what is in memory may be older than a damage on the disk.
             read = load_adapter(version.path, self._base, digest=version.digest, ref=str(version.name))
@@ -92,6 +92,8 @@ class _Run:
     encoder: Encoder
     asides: Asides
     rules: GateRules
+    tenant: str
+    """Who takes turns with the others for it, and pays."""
     deadline: float
 
     def findings(self, subject: _Subject, current: _Subject | None, *, changes: bool) -> Iterator[Finding]:
@@ -222,14 +224,14 @@ class _Run:
     def _writing(self, prompts: Sequence[Prompt], tokens: int = PROBE_TOKENS) -> Work:
         sampling = SamplingParams(temperature=0.0, logprobs=0)
         # As the default, so that it is cut to what the context leaves.
-        return Generate(None, "", tuple(prompts), 1, sampling, None, tokens, self.deadline, stream=False)
+        return Generate(self.tenant, "", tuple(prompts), 1, sampling, None, tokens, self.deadline, stream=False)
 
     def _classifying(self, texts: Sequence[str]) -> Work:
-        return Classify(None, "", tuple(texts), self.deadline)
+        return Classify(self.tenant, "", tuple(texts), self.deadline)
 
     def _scoring(self) -> Work:
         items = tuple(ScoredAnswer(InstructPrompt(TEXTS[0], ""), text, "probe") for text in TEXTS)
-        return Score(None, "", items, self.deadline)
+        return Score(self.tenant, "", items, self.deadline)
 
     def _longest_answer(self) -> int:
         return self.rules.stops_within or 256

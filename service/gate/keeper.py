@@ -1,11 +1,15 @@
 """Keeps the gates: lets a version through to an alias, or says what it lacks."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from threading import Lock
 from typing import Any
 
+from adapters.errors import AdapterExistsError
 from adapters.names import AdapterName, AdapterRef
 from adapters.store import Store, Version
-from service.errors import GateFailedError
+from service.errors import GateFailedError, RateLimitedError
 from service.gate.checks import Checker
 from service.gate.messages import CheckVersion, GateQuestion, RemoveGate, SetGate, ShowGates
 from service.gate.rules import GateRules
@@ -23,6 +27,8 @@ class Gatekeeper:
     def __init__(self, store: Store, checker: Checker) -> None:
         self._store = store
         self._checker = checker
+        self._turns: defaultdict[str, Lock] = defaultdict(Lock)
+        """One check of a tenant at a time: the threads are everybody's."""
         self.gates = Gates(store.database)
 
     def ask(self, question: GateQuestion) -> Any:
@@ -54,9 +60,8 @@ class Gatekeeper:
         Raises:
             AdapterNotFoundError: There is no such version.
         """
-        verdict = self._verdict(name, alias, version, self.gates.rules(name, alias) or GateRules.model_validate({}))
-        self.gates.keep(name, verdict, by=by, forced=False)
-        return verdict
+        with self._turn(name.tenant):
+            return self._checked(name, alias, version, by=by)
 
     def admit(self, name: AdapterName, alias: str, version: str, *, by: str, force: bool) -> Verdict | None:
         """Check a version if the alias demands something.
@@ -70,7 +75,8 @@ class Gatekeeper:
         rules = self.gates.rules(name, alias)
         if rules is None:
             return None
-        verdict = self._verdict(name, alias, version, rules)
+        with self._turn(name.tenant):
+            verdict = self._verdict(name, alias, version, rules)
         self.gates.keep(name, verdict, by=by, forced=force)
         if not verdict.passed and not force:
             failed = [f"{finding.check}: {finding.detail}" for finding in verdict.findings if not finding.passed]
@@ -81,11 +87,30 @@ class Gatekeeper:
         """Point those of the aliases that have a gate at a version as far as it passes; what was found is returned."""
         verdicts = []
         for alias in self.demanding(name, aliases):
-            verdict = self.check(name, alias, version, by=by)
+            before = self._store.aliases(name).get(alias)
+            with self._turns[name.tenant]:  # the version is published: it is worth waiting for
+                verdict = self._checked(name, alias, version, by=by)
             if verdict.passed:
-                self._store.set_alias(name, alias, version, by=by, admitted=True)
+                # Checks take a while: a later one that was quicker stays.
+                with suppress(AdapterExistsError):
+                    self._store.set_alias(name, alias, version, by=by, admitted=True, unless_moved_from=(before,))
             verdicts.append(verdict)
         return tuple(verdicts)
+
+    @contextmanager
+    def _turn(self, tenant: str) -> Iterator[None]:
+        turn = self._turns[tenant]
+        if not turn.acquire(blocking=False):
+            raise RateLimitedError("A version of this tenant is being checked: wait for the end of it.", retry_after=5)
+        try:
+            yield
+        finally:
+            turn.release()
+
+    def _checked(self, name: AdapterName, alias: str, version: str, *, by: str) -> Verdict:
+        verdict = self._verdict(name, alias, version, self.gates.rules(name, alias) or GateRules.model_validate({}))
+        self.gates.keep(name, verdict, by=by, forced=False)
+        return verdict
 
     def _verdict(self, name: AdapterName, alias: str, version: str, rules: GateRules) -> Verdict:
         checked = self._store.find(AdapterRef(name, version=version))

@@ -9,7 +9,7 @@ from service.schemas import FilledText, Text, WireModel
 MOST_PROMPTS, MOST_ROWS = 64, 1000
 Ratio = Annotated[float, Field(gt=0, le=100)]
 Part = Annotated[float, Field(ge=0, le=1)]
-TokenIds = Annotated[list[int], Field(max_length=65_536)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=65_536)]
 
 
 class GoldenPrompt(WireModel):

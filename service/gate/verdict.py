@@ -1,16 +1,17 @@
 """What a gate found, and its rows in the database."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Connection, and_, select
 
 from adapters.audit import record
 from adapters.database.database import Database, insert, now
 from adapters.database.schema import checks, gates
 from adapters.names import AdapterName
+from adapters.registry import Registry
 from service.gate.rules import GateRules
 
 KEPT = 20
@@ -71,7 +72,7 @@ class Gates:
         """Demand something from now on."""
         plain = rules.model_dump(mode="json")
         row = {"tenant": name.tenant, "name": name.name, "alias": alias, "rules": plain, "changed_at": now()}
-        with self._database.writing() as connection:
+        with Registry(self._database).changing(name) as (connection, _):
             statement = insert(connection, gates).values(row)
             key = [column.name for column in gates.primary_key]
             changed = {"rules": plain, "changed_at": row["changed_at"]}
@@ -97,7 +98,7 @@ class Gates:
             "passed": verdict.passed,
             "findings": [asdict(finding) for finding in verdict.findings],
         }
-        with self._database.writing() as connection:
+        with Registry(self._database).changing(name) as (connection, _):
             connection.execute(checks.insert().values(row))
             action = "pass_gate" if verdict.passed else "force_gate" if forced else "fail_gate"
             failed = [finding.check for finding in verdict.findings if not finding.passed]
@@ -114,6 +115,18 @@ class Gates:
                 Verdict(row["digest"], row["alias"], row["at"], tuple(Finding(**one) for one in row["findings"]))
                 for row in connection.execute(wanted).mappings()
             ]
+
+
+def unproven(connection: Connection, name: AdapterName, alias: str, digests: Iterable[str]) -> list[str]:
+    """Those of the versions that have not passed the alias's gate since it was set; none if it has no gate."""
+    at_gate = and_(*_of(gates, name), gates.c.alias == alias)
+    since = connection.execute(select(gates.c.changed_at).where(at_gate)).scalar()
+    if since is None:
+        return []
+    wanted = select(checks.c.digest, checks.c.passed).order_by(checks.c.id)
+    wanted = wanted.where(*_of(checks, name), checks.c.alias == alias, checks.c.at >= since)
+    newest = dict(connection.execute(wanted).tuples().all())
+    return [digest for digest in digests if not newest.get(digest, False)]
 
 
 def _of(table: Any, name: AdapterName) -> tuple[Any, ...]:

@@ -4,6 +4,7 @@ from fastapi import Request
 from starlette.responses import PlainTextResponse, Response
 
 from service.messages import LoadAdapter, UnloadAdapter
+from service.routes.lifecycle import CHECKS_TIMEOUT_S
 from service.schemas import LoadAdapterRequest, UnloadAdapterRequest
 from service.state import state_of
 from service.tenants.caller import caller_of
@@ -13,7 +14,7 @@ async def load_lora_adapter(request: Request, body: LoadAdapterRequest) -> Respo
     """Serve an adapter from the store, or import one from an allowed folder."""
     caller = caller_of(request)
     question = LoadAdapter(caller.tenant, body.lora_name, body.lora_path, body.load_inplace, caller.key_id)
-    return PlainTextResponse(await state_of(request).client.ask(question))
+    return PlainTextResponse(await state_of(request).client.ask(question, CHECKS_TIMEOUT_S))
 
 
 async def unload_lora_adapter(request: Request, body: UnloadAdapterRequest) -> Response:

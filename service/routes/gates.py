@@ -50,6 +50,7 @@ async def remove_gate(request: Request, tenant: str, name: str, alias: str) -> R
 async def check_version(request: Request, tenant: str, name: str, body: CheckRequest) -> Response:
     """Check a version as the alias demands, without moving anything."""
     adapter = owned(request, tenant, name)
+    check_part(body.alias, "alias")
     verdict: Verdict = await _ask(request, CheckVersion(adapter, caller_of(request).key_id, body.alias, body.version))
     return JSONResponse({"object": "verdict", **verdict.as_dict()})
 

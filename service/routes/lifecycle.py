@@ -100,7 +100,9 @@ async def list_events(
     request: Request,
     tenant: Annotated[str | None, Query(description="Only this tenant's; operators only.")] = None,
     adapter: Annotated[str | None, Query(description="Only this adapter's: tenant/name, or a name.")] = None,
-    before: Annotated[int | None, Query(ge=1, description="Only events older than the one with this id.")] = None,
+    before: Annotated[
+        int | None, Query(ge=1, lt=2**63, description="Only events older than the one with this id.")
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_EVENTS, description="How many at most.")] = 100,
 ) -> Response:
     """What was done to adapters, tenants and keys, when and by which key; the newest first."""

@@ -16,7 +16,7 @@ from adapters.parcel import WEIGHTS_FILE
 from service.errors import ClientGoneError
 from service.lifecycle_messages import Published, PublishUpload
 from service.publishing import own_name, room_on_disk
-from service.routes.lifecycle import version_entry
+from service.routes.lifecycle import CHECKS_TIMEOUT_S, version_entry
 from service.state import state_of
 from service.tenants.caller import Caller, caller_of
 from service.upload_fields import UploadFields
@@ -40,7 +40,9 @@ async def upload_adapter(request: Request) -> Response:
                 request, UploadForm(request.headers.get("content-type", ""), folder, most, caller.tenant)
             )
             await asyncio.to_thread(_settle, folder, fields.created_at, most)
-            published: Published = await state.client.ask(_question(fields, folder, caller), seconds)
+            published: Published = await state.client.ask(
+                _question(fields, folder, caller), seconds + CHECKS_TIMEOUT_S * len(fields.alias)
+            )
     verdicts = [verdict.as_dict() for verdict in published.verdicts]
     entry = version_entry(published.version) | {"new": published.new, "verdicts": verdicts}
     if fields.dry_run:

@@ -36,7 +36,10 @@ class Access:
         self._fixed = {_digest(key): _fixed_caller(key, tenant) for key, tenant in fixed.items()}
         self._open = open_without_keys and not fixed
         self._open_until = 0.0
-        self._found: TTLCache[bytes, Caller] = TTLCache(_REMEMBERED, BELIEVED_S)
+        self._found: TTLCache[bytes, tuple[Caller, float]] = TTLCache(_REMEMBERED, BELIEVED_S)
+        """Callers with the moment until which they are believed."""
+        self._generation = 0
+        """Counts the changes that were made through this process."""
         self._lock = threading.Lock()
 
     def known(self, shown: str) -> Caller | None:
@@ -44,18 +47,21 @@ class Access:
         if time.monotonic() < self._open_until:
             return EVERYBODY
         with self._lock:
-            return self._found.get(_digest(shown))
+            caller, until = self._found.get(_digest(shown), (None, 0.0))
+        return caller if time.monotonic() < until else None
 
     def find(self, shown: str) -> Caller | None:
         """The caller of a key, as the settings and the database know it; None if it is good for nothing."""
         if self.is_open():
             return EVERYBODY
+        generation, until = self._generation, time.monotonic() + BELIEVED_S
         caller, ends = self._find_fixed(shown), None
         if caller is None:
             caller, ends = self._keys.find(shown) or (None, None)
         if caller is not None and (ends is None or (ends - now()).total_seconds() > BELIEVED_S):
             with self._lock:
-                self._found[_digest(shown)] = caller
+                if generation == self._generation:  # what was read before a change is not believed after it
+                    self._found[_digest(shown)] = caller, until
         return caller
 
     def _find_fixed(self, shown: str) -> Caller | None:
@@ -80,6 +86,7 @@ class Access:
         """Believe nothing any more, because keys or tenants were changed."""
         self._open_until = 0.0
         with self._lock:
+            self._generation += 1
             self._found.clear()
 
 

@@ -1,6 +1,7 @@
 """Tenants: who there is, what each may use at most, and to whom their adapters are open."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -8,13 +9,17 @@ from typing import Any
 from sqlalchemy import Connection, select, update
 
 from adapters.audit import record
-from adapters.database.database import Database, insert_missing, now
+from adapters.database.database import Database, insert, insert_missing, now
 from adapters.database.schema import adapters, grants, tenants
+from adapters.errors import AdapterNotFoundError
 from adapters.names import AdapterName, check_part
+from adapters.registry import Registry
 from service.errors import AdapterUnknownError, InvalidRequestError, TenantExistsError, TenantNotFoundError
 from service.limits import TenantLimits
 
 LIMITS = ("share", "requests_per_minute", "tokens_per_minute", "concurrent", "resident_bytes")
+LEAST_SHARE, MOST_SHARE = 1e-3, 1e3
+"""Counters of service are divided by shares: far apart ones would swallow each other."""
 LIMIT_COLUMNS = tuple(tenants.c[name] for name in LIMITS)
 
 
@@ -49,9 +54,10 @@ class Directory:
         """
         check_part(name, "tenant")
         with self._database.writing() as connection:
-            if _find(connection, name) is not None:
+            row = {"name": name, "created_at": now(), **_checked(limits)}
+            inserted = insert(connection, tenants).values(row).on_conflict_do_nothing().returning(tenants.c.name)
+            if connection.execute(inserted).first() is None:
                 raise TenantExistsError(name)
-            connection.execute(tenants.insert().values(name=name, created_at=now(), **_checked(limits)))
             record(connection, "create_tenant", by, tenant=name, **limits)
             return _get(connection, name)
 
@@ -100,8 +106,7 @@ class Directory:
         """Let another tenant use an adapter; granting twice changes nothing."""
         if grantee == adapter.tenant:
             raise InvalidRequestError(f"{adapter} belongs to '{grantee}' itself.", param="grantee")
-        with self._database.writing() as connection:
-            _check_adapter(connection, adapter)
+        with _changing(self._database, adapter) as connection:
             _get(connection, grantee)
             if grantee not in _grantees(connection, adapter):
                 row = {"tenant": adapter.tenant, "name": adapter.name, "grantee": grantee, "granted_at": now()}
@@ -110,8 +115,7 @@ class Directory:
 
     def withdraw(self, adapter: AdapterName, grantee: str, *, by: str) -> None:
         """Take a grant back; what is not granted stays so."""
-        with self._database.writing() as connection:
-            _check_adapter(connection, adapter)
+        with _changing(self._database, adapter) as connection:
             if grantee in _grantees(connection, adapter):
                 connection.execute(grants.delete().where(*_of(adapter), grants.c.grantee == grantee))
                 record(connection, "withdraw", by, adapter=adapter, grantee=grantee)
@@ -147,9 +151,21 @@ def _checked(limits: Mapping[str, Any]) -> Mapping[str, Any]:
         if value is None:
             if name == "share":
                 raise InvalidRequestError("share cannot be taken away: 1 is everybody's.", param=name)
+        elif name == "share" and not LEAST_SHARE <= value <= MOST_SHARE:
+            raise InvalidRequestError(f"share is between {LEAST_SHARE:g} and {MOST_SHARE:g}.", param=name)
         elif value <= 0:
             raise InvalidRequestError(f"{name} has to be more than 0.", param=name)
     return limits
+
+
+@contextmanager
+def _changing(database: Database, adapter: AdapterName) -> Iterator[Connection]:
+    """A transaction in which nobody else changes an adapter, which is there."""
+    try:
+        with Registry(database).changing(adapter) as (connection, _):
+            yield connection
+    except AdapterNotFoundError as error:
+        raise AdapterUnknownError(str(adapter)) from error
 
 
 def _check_adapter(connection: Connection, adapter: AdapterName) -> None:

@@ -24,6 +24,7 @@ from service.tenants.directory import LIMIT_COLUMNS, limits_in
 _KEY = re.compile(r"tnr_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 _COLUMNS = [column for column in api_keys.c if column.name != "digest"]
 LONGEST_LABEL = 128
+_EARLIEST, _LATEST = 1970, 9998
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,8 @@ def _insert(
 
 
 def _row(connection: Connection, key_id: str, tenant: str | None) -> Key:
-    row = connection.execute(select(*_COLUMNS).where(api_keys.c.id == key_id)).mappings().first()
+    wanted = select(*_COLUMNS).where(api_keys.c.id == key_id).with_for_update()  # nobody else ends it meanwhile
+    row = connection.execute(wanted).mappings().first()
     if row is None or (tenant is not None and row["tenant"] != tenant):
         raise KeyNotFoundError(key_id)
     return _key(row)
@@ -184,6 +186,8 @@ def _check_times(expires_at: datetime | None) -> None:
         return
     if expires_at.tzinfo is None:
         raise InvalidRequestError("expires_at needs a time zone: write 2030-01-31T12:00:00Z.", param="expires_at")
+    if not _EARLIEST <= expires_at.year <= _LATEST:  # in UTC the year may be the one beside it
+        raise InvalidRequestError(f"expires_at is between {_EARLIEST} and {_LATEST}.", param="expires_at")
     if _is_over(expires_at):
         raise InvalidRequestError("expires_at has passed already.", param="expires_at")
 

@@ -41,11 +41,11 @@ def test_the_least_recently_used_leaves_first() -> None:
     cache = HostCache(30, lambda v: sized(v, 10))
     for index in (0, 1, 2, 0, 3):
         cache.get(version(index))
-    assert [cache.contains(version(index).digest) for index in range(4)] == [True, False, True, True]
+    assert [cache.contains(version(index)) for index in range(4)] == [True, False, True, True]
     stats = cache.stats()
     assert (stats.entries, stats.nbytes, stats.hits, stats.misses, stats.evictions) == (3, 30, 1, 4, 1)
-    assert cache.discard(version(0).digest)
-    assert not cache.discard(version(0).digest)
+    assert cache.discard(version(0).name, version(0).digest)
+    assert not cache.discard(version(0).name, version(0).digest)
     assert cache.stats().nbytes == 20
     cache.check_integrity()
 
@@ -54,8 +54,8 @@ def test_an_adapter_larger_than_the_cache_is_returned_and_not_kept() -> None:
     cache = HostCache(30, lambda v: sized(v, 31 if v == version(9) else 10))
     cache.get(version(0))
     assert cache.get(version(9)).nbytes == 31
-    assert not cache.contains(version(9).digest)
-    assert cache.contains(version(0).digest)  # nothing was evicted for it
+    assert not cache.contains(version(9))
+    assert cache.contains(version(0))  # nothing was evicted for it
 
 
 def test_what_is_pinned_stays() -> None:
@@ -63,15 +63,37 @@ def test_what_is_pinned_stays() -> None:
     cache = HostCache(30, lambda v: sized(v, 20 if v == version(9) else 10), pinned.__contains__)
     for index in (0, 1, 2, 3):
         cache.get(version(index))
-    assert [cache.contains(version(index).digest) for index in range(4)] == [True, False, True, True]
+    assert [cache.contains(version(index)) for index in range(4)] == [True, False, True, True]
     cache.get(version(9))
-    assert [cache.contains(version(index).digest) for index in (0, 2, 3, 9)] == [True, False, False, True]
+    assert [cache.contains(version(index)) for index in (0, 2, 3, 9)] == [True, False, False, True]
     pinned.add(version(9).digest)
-    cache.get(version(4))  # there is no room left that is not pinned
-    assert [cache.contains(version(index).digest) for index in (0, 9, 4)] == [True, True, False]
+    cache.get(version(4))  # pins that take more than half give way
+    assert [cache.contains(version(index)) for index in (0, 9, 4)] == [True, False, True]
     pinned.clear()
-    cache.get(version(4))
-    assert [cache.contains(version(index).digest) for index in (0, 9, 4)] == [False, True, True]
+    cache.get(version(9))
+    assert [cache.contains(version(index)) for index in (0, 9, 4)] == [False, True, True]
+    cache.check_integrity()
+
+
+def test_nobody_learns_what_anothers_load_failed_with() -> None:
+    inside, go = threading.Event(), threading.Event()
+
+    def load(wanted: Version) -> Adapter:
+        if wanted.name.tenant == "zeta":
+            return sized(wanted, 10)
+        inside.set()
+        go.wait(5)
+        raise AdapterFormatError("acme's own affair")
+
+    cache = HostCache(100, load)
+    with ThreadPoolExecutor(2) as pool:
+        failing = pool.submit(cache.get, version(1))
+        assert inside.wait(5)
+        same = pool.submit(cache.get, version(1, "zeta"))
+        assert same.result(5).ref == "zeta/a1"
+        go.set()
+        with pytest.raises(AdapterFormatError):
+            failing.result(5)
     cache.check_integrity()
 
 
@@ -81,8 +103,8 @@ def test_a_tenants_quota_is_kept_by_its_own_adapters() -> None:
     others = [version(10 + index, "zeta") for index in range(3)]
     for one in (*others, version(0), version(1), version(0), version(2)):
         cache.get(one)
-    assert [cache.contains(version(index).digest) for index in range(3)] == [True, False, True]
-    assert all(cache.contains(one.digest) for one in others)
+    assert [cache.contains(version(index)) for index in range(3)] == [True, False, True]
+    assert all(cache.contains(one) for one in others)
     cache.get(version(7))
     cache.get(version(8))
     assert {adapter.ref for adapter in cache.resident() if adapter.ref.startswith("acme")} == {"acme/a7", "acme/a8"}
@@ -157,7 +179,7 @@ def test_a_failure_is_told_to_all_who_wait_and_not_kept() -> None:
     assert len(calls) == 2
 
 
-def test_two_tenants_with_the_same_bytes_share_them_under_their_own_names() -> None:
+def test_the_same_bytes_are_shared_within_a_tenant_and_not_between_two() -> None:
     loads = []
 
     def load(of: Version) -> Adapter:
@@ -165,10 +187,16 @@ def test_two_tenants_with_the_same_bytes_share_them_under_their_own_names() -> N
         return sized(of, 10)
 
     cache = HostCache(100, load)
+    twin = Version(AdapterName("acme", "twin"), version(1).digest, Path(), cast(Manifest, None))
     assert cache.get(version(1)).ref == "acme/a1"
-    assert cache.get(version(1, "zeta")).ref == "zeta/a1"
+    assert cache.get(twin).ref == "acme/twin"
     assert cache.get(version(1)).ref == "acme/a1"
     assert len(loads) == 1
+    assert not cache.contains(version(1, "zeta"))
+    assert cache.get(version(1, "zeta")).ref == "zeta/a1"
+    assert (len(loads), cache.stats().nbytes) == (2, 20)
+    assert cache.discard(twin.name, twin.digest)
+    assert cache.contains(version(1, "zeta"))
 
 
 @settings(deadline=None, max_examples=60)
@@ -183,7 +211,7 @@ def test_the_bound_holds_after_every_operation(bound: int, sizes: list[int], ope
         if operation == "g":
             assert cache.get(version(index)).digest == version(index).digest
         else:
-            cache.discard(version(index).digest)
+            cache.discard(version(index).name, version(index).digest)
         cache.check_integrity()
         assert cache.stats().nbytes <= bound
 
@@ -207,7 +235,8 @@ def test_the_bound_holds_under_threads() -> None:
             except AdapterFormatError:
                 assert index % 7 == 0
             if chance.random() < 0.1:
-                cache.discard(version(chance.randrange(20)).digest)
+                unwanted = version(chance.randrange(20))
+                cache.discard(unwanted.name, unwanted.digest)
 
     with ThreadPoolExecutor(8) as pool:
         users = [pool.submit(use, seed) for seed in range(8)]

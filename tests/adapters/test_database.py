@@ -18,8 +18,8 @@ from adapters.errors import StateError
 
 
 def test_the_migrations_make_the_schema(database: Database) -> None:
-    assert database.prepare()
-    assert not database.prepare()
+    database.prepare()
+    database.prepare()
     with database.reading() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, schema.metadata) == []
@@ -102,3 +102,30 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "tenora.db").write_text("hello, this is not a database at all, it is a text")
     with pytest.raises(StateError, match="cannot be used"):
         Database(f"sqlite:///{tmp_path / 'tenora.db'}").prepare()
+
+
+def test_a_file_that_is_gone_is_told_and_no_other_is_made(tmp_path: Path) -> None:
+    """A connection to a file that was removed would take writes that nobody ever finds."""
+    file, aside = tmp_path / "tenora.db", tmp_path / "aside"
+    database = Database(f"sqlite:///{file}")
+
+    def write(name: str) -> None:
+        with database.writing() as connection:
+            insert_missing(connection, schema.tenants, name=name, created_at=now())
+
+    def names() -> list[str]:
+        with database.reading() as connection:
+            return list(connection.execute(select(schema.tenants.c.name)).scalars())
+
+    write("one")
+    aside.mkdir()
+    for path in tmp_path.glob("tenora.db*"):
+        path.rename(aside / path.name)
+    for ask in (names, lambda: write("lost")):
+        with pytest.raises(StateError, match="cannot be used"):
+            ask()
+    assert not file.exists()
+    for path in aside.iterdir():
+        path.rename(tmp_path / path.name)
+    write("two")
+    assert names() == ["one", "two"]

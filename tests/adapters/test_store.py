@@ -18,12 +18,14 @@ from safetensors.torch import load_file, save_file
 from adapters.adapter import load_adapter
 from adapters.audit import read_events
 from adapters.base import BaseSource, resolve_base
+from adapters.database.database import Database
 from adapters.errors import (
     AdapterExistsError,
     AdapterFormatError,
     AdapterMismatchError,
     AdapterNameError,
     AdapterNotFoundError,
+    StateError,
 )
 from adapters.names import AdapterName, AdapterRef
 from adapters.registry import Registry
@@ -489,6 +491,19 @@ def test_recovery_leaves_living_writers_alone(
         go.set()
         version = publishing.result(5)
     assert store.resolve(ref("acme/support")) == version
+
+
+def test_a_store_has_one_database(
+    store: Store, variants: list[Path], bases: dict[str, BaseSource], tmp_path: Path
+) -> None:
+    elsewhere = Database(f"sqlite:///{tmp_path / 'elsewhere' / 'names.db'}")
+    version = Store(store.root, elsewhere).publish(variants[0], NAME, bases["gpt2"])
+    with pytest.raises(StateError, match=r"kept in sqlite.*TENORA_DATABASE"):
+        store.publish(variants[1], NAME, bases["gpt2"])
+    with pytest.raises(StateError):
+        store.names()
+    assert not list(store.root.glob("tenora.db*"))
+    assert Store(store.root, elsewhere).resolve(ref("acme/support")) == version
 
 
 # Several writers and readers

@@ -60,7 +60,11 @@ def test_service_errors(name: str, status: int) -> None:
 @pytest.mark.parametrize(("name", "status"), ADAPTER_STATUSES.items())
 def test_adapter_errors(name: str, status: int) -> None:
     detail = describe(getattr(adapter_errors, name)("something", key="field"))
-    assert (detail.status, detail.message, detail.param) == (status, "something", "field")
+    assert detail.status == status
+    if name == "StateError":  # its places are no client's business
+        assert "something" not in detail.message
+    else:
+        assert (detail.message, detail.param) == ("something", "field")
 
 
 @pytest.mark.parametrize(

@@ -173,3 +173,32 @@ def test_gates_are_for_administrators_of_the_tenant(
         reply = owned.http.put(f"{GATES}/latest", json=rules)
         assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
     assert owned.http.put(f"{GATES}/Not An Alias", json={}).status_code == 400
+
+
+def test_a_split_does_not_go_round_a_gate(
+    owned: RunningServer, keys: dict[str, dict[str, str]], gate: str, home: Home, tmp_path: Path
+) -> None:
+    folder = write_peft_adapter(home.base.path, tmp_path / "fresh", r=2, seed=81)
+    fresh = upload(owned, parts(folder), "acme/write", template="alpaca", alias="beta").json()["digest"]
+    url = f"{owned.url}/v1/adapters/acme/write/splits/{gate}"
+    body = {"versions": {fresh: 1}}
+    refused = httpx.put(url, json=body, headers=keys["publish"])
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "gate_failed"), refused.text
+    assert httpx.put(
+        url, json={"versions": {aliases(owned)["latest"]: 1}, "shadow": fresh}, headers=keys["publish"]
+    ).is_success
+    # Once it passes what is demanded, it may take a part.
+    assert owned.http.put(f"{GATES}/{gate}", json={}).status_code == 200
+    check = {"alias": gate, "version": fresh}
+    passed = httpx.post(f"{owned.url}/v1/adapters/acme/write/check", json=check, headers=keys["publish"], timeout=60)
+    assert passed.json()["passed"], passed.text
+    assert httpx.put(url, json=body, headers=keys["publish"]).is_success
+    assert httpx.delete(url, headers=keys["publish"]).is_success
+
+
+def test_an_adapter_with_a_gate_is_not_deleted(
+    owned: RunningServer, keys: dict[str, dict[str, str]], gate: str, other: str
+) -> None:
+    refused = httpx.delete(f"{owned.url}/v1/adapters/acme/write", headers=keys["publish"])
+    assert refused.status_code == 409
+    assert "lift it first" in refused.json()["error"]["message"]

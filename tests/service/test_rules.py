@@ -154,7 +154,7 @@ class Machine(RuleBasedStateMachine):
         if status := self.refused(key, "publish"):
             assert reply.status_code == status, reply.text
         elif tenant != key.tenant:
-            assert reply.status_code in (403, 404), reply.text
+            assert reply.status_code == 404, reply.text
         else:
             assert reply.status_code in (200, 201), reply.text
             digest, held = reply.json()["digest"], self.adapters.setdefault((tenant, name), Held())
@@ -188,11 +188,14 @@ class Machine(RuleBasedStateMachine):
             assert reply.status_code == status
             return
         past = held.past.get(alias, []) if held is not None else []
-        if tenant != key.tenant or held is None or alias not in held.aliases or not past:
+        at = held.aliases.get(alias) if held is not None else None
+        depth = next((depth for depth, digest in reversed(list(enumerate(past))) if digest != at), None)
+        if tenant != key.tenant or held is None or at is None or depth is None:
             assert reply.status_code == 404, reply.text
         else:
             assert reply.status_code == 200, reply.text
-            held.aliases[alias] = past.pop()
+            held.aliases[alias] = past[depth]
+            del past[depth:]
 
     @rule(data=st.data())
     def delete_version(self, data: st.DataObject) -> None:

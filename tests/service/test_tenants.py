@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,27 @@ def test_a_key_works_until_it_is_revoked(owned: RunningServer) -> None:
     assert owned.http.delete("/admin/v1/keys/000000000000").json()["error"]["code"] == "key_not_found"
 
 
+def test_a_key_ends_when_it_is_said_to(owned: RunningServer) -> None:
+    _, headers = make_key(owned, "acme", expires_at="2090-01-31T12:00:00+02:00")
+    ends = [key["expires_at"] for key in owned.http.get("/admin/v1/keys").json()["data"] if key["expires_at"]]
+    assert "2090-01-31T10:00:00+00:00" in ends
+    assert say(owned, "acme/write", headers).status_code == 200
+    soon = (datetime.now(UTC) + timedelta(seconds=1.5)).isoformat()
+    _, brief = make_key(owned, "acme", expires_at=soon)
+    assert say(owned, "acme/write", brief).status_code == 200
+    eventually(lambda: say(owned, "acme/write", brief).status_code == 401, within=5.0, what="the key's end")
+
+
+def test_urls_with_a_nul_are_refused(owned: RunningServer) -> None:
+    for path in (
+        "/admin/v1/tenants/a%00b",
+        "/admin/v1/keys/%00",
+        "/v1/usage?adapter=%00",
+        "/v1/events?before=9223372036854775808",
+    ):
+        assert owned.http.get(path).status_code in (400, 405), path
+
+
 def test_rotating_gives_a_successor(owned: RunningServer) -> None:
     key_id, old = make_key(owned, "acme")
     reply = owned.http.post(f"/admin/v1/keys/{key_id}/rotate", json={"overlap": 60})
@@ -109,6 +131,9 @@ def test_bad_requests_of_administrators(owned: RunningServer) -> None:
         ("keys", {"tenant": "acme", "scopes": ["root"]}, 400, "scopes[0]"),
         ("keys", {"tenant": "acme", "scopes": []}, 400, "scopes"),
         ("keys", {"tenant": "acme", "expires_at": "2001-01-01T00:00:00Z"}, 400, "expires_at"),
+        ("keys", {"tenant": "acme", "expires_at": "0001-01-01T00:00:00+14:00"}, 400, "expires_at"),
+        ("keys", {"tenant": "acme", "expires_at": "9999-12-31T23:59:59-14:00"}, 400, "expires_at"),
+        ("keys", {"tenant": "acme", "label": "a\0b"}, 400, "label"),
         ("keys", {"tenant": "acme", "expires_at": "2031-01-01T00:00:00"}, 400, "expires_at"),
         ("keys", {"tenant": "acme", "colour": 1}, 400, "colour"),
         ("tenants", {"name": "../x"}, 400, "tenant"),

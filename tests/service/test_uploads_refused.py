@@ -216,7 +216,7 @@ def test_forms_that_are_wrong(watched: Watched, plain: Path) -> None:
     refused(missing, 400, "name", "required")
     refused(watched.server.http.post("/v1/adapters", json={"name": "acme/bad"}), 400, None, "multipart/form-data")
     stranger = upload(watched.server, good, "zeta/bad", key=ACME)
-    refused(stranger, 403, "name", "acme")
+    refused(stranger, 404, "name", "zeta/bad")
 
 
 def test_a_key_that_may_not_publish_sends_nothing(watched: Watched, plain: Path) -> None:

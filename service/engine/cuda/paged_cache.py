@@ -6,7 +6,7 @@
                 scratch row │ 0 0 0 0 0                …
 
 A sequence gets all the blocks that its prompt and its answer may need when it is admitted. So a running sequence never
-waits for a block and none is ever preempted; in return an answer that ends early has held blocks that it did not use.
+waits for a block; in return an answer that ends early has held blocks that it did not use.
 
 A full block is never written again. What a finished sequence leaves in its full blocks stays until they are needed, and
 a new sequence that begins with the same tokens under the same adapter shares them and computes the rest only.

@@ -8,8 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
+from adapters.names import AdapterName
+from adapters.store import Store
 from service.busiest import OTHER, TTFT_BUCKETS, Busiest, Counts, Outcome, Pair
-from tests.service.conftest import ACME, ADMIN, ZETA
+from tests.service.conftest import ACME, ADMIN, ZETA, Home
 from tests.service.running import RunningServer
 
 WRITE: dict[str, Any] = {"prompt": "It was", "max_tokens": 4, "ignore_eos": True}
@@ -147,9 +149,12 @@ def test_a_tenant_is_counted_and_sees_no_other(server: RunningServer) -> None:
     assert "tenora_steps_total" in admin and "tenora_steps_total" not in acme  # sums tell of others' doings
 
 
-def test_the_first_use_is_a_cold_start(server: RunningServer) -> None:
+def test_the_first_use_is_a_cold_start(server: RunningServer, home: Home) -> None:
+    store, name = Store(home.store), AdapterName("gamma", "cold")  # nobody else's, so that nobody has used it
+    store.publish(home.folders / "beta-head", name, home.base, labels=("no", "yes"))
     for _ in range(2):
-        assert server.http.post("/v1/classify", json={"model": "beta/head", "input": "a"}).status_code == 200
-    labels = {"tenant": "beta", "adapter": "beta/head"}
+        assert server.http.post("/v1/classify", json={"model": str(name), "input": "a"}).status_code == 200
+    store.delete(name)
+    labels = {"tenant": "gamma", "adapter": "gamma/cold"}
     assert server.metric("tenora_tenant_cold_starts_total", **labels) == 1
     assert server.metric("tenora_tenant_requests_total", **labels) >= 2

@@ -12,11 +12,11 @@ from litserve.loops.base import LitLoop
 from litserve.specs.base import LitSpec
 from litserve.utils import LitAPIStatus, LoopResponseType
 
+from adapters.memory import keep_freed_memory
 from service.errors import describe
 from service.logs import configure_logging
 from service.messages import Message, WorkerEvent
 from service.orphans import exit_with
-from service.priority import keep_freed_memory
 from service.settings import Settings
 
 PUMP = "pump"

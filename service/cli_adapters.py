@@ -6,7 +6,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from service.cli_lifecycle import pin, promote, rollback, unpin, upload
-from service.cli_store import SHOWN_DIGITS, StoreOption, fail, given_labels, opened, parse_ref, store_settings, table
+from service.cli_store import (
+    SHOWN_DIGITS,
+    AliasesOption,
+    LabelsOption,
+    MultiLabelOption,
+    ScoreOption,
+    StoreOption,
+    TemplateOption,
+    fail,
+    given_labels,
+    opened,
+    parse_ref,
+    store_settings,
+    table,
+)
 
 if TYPE_CHECKING:
     from adapters.names import AdapterRef
@@ -81,19 +95,11 @@ def publish(
     *,
     store: StoreOption = None,
     base: BaseOption = None,
-    template: Annotated[
-        str | None, typer.Option(help="Prompt template of a plain PEFT folder: alpaca, chat, plain, or a Jinja file.")
-    ] = None,
-    labels: Annotated[
-        str | None, typer.Option(help="Labels of a plain PEFT classifier, in order, separated by commas.")
-    ] = None,
-    multi_label: Annotated[
-        bool, typer.Option("--multi-label", help="A plain PEFT classifier's labels hold or not each by itself.")
-    ] = False,
-    score: Annotated[
-        bool, typer.Option("--score", help="A plain PEFT head of one number scores answers: a reward model.")
-    ] = False,
-    alias: Annotated[list[str] | None, typer.Option(help="Also point this alias at it; repeat for more.")] = None,
+    template: TemplateOption = None,
+    labels: LabelsOption = None,
+    multi_label: MultiLabelOption = False,
+    score: ScoreOption = False,
+    alias: AliasesOption = None,
 ) -> None:
     """Check an adapter against its base and publish it as a new version."""
     from adapters.base import resolve_base

@@ -10,8 +10,13 @@ import typer
 
 from service.cli_store import (
     SHOWN_DIGITS,
+    AliasesOption,
     KeyOption,
+    LabelsOption,
+    MultiLabelOption,
+    ScoreOption,
     StoreOption,
+    TemplateOption,
     UrlOption,
     connected,
     fail,
@@ -34,19 +39,11 @@ def upload(
     *,
     url: Annotated[str | None, typer.Option("--url", help="The server. [TENORA_URL, http://127.0.0.1:8000]")] = None,
     key: KeyOption = None,
-    template: Annotated[
-        str | None, typer.Option(help="Prompt template of a plain PEFT folder: alpaca, chat, plain, or a Jinja file.")
-    ] = None,
-    labels: Annotated[
-        str | None, typer.Option(help="Labels of a plain PEFT classifier, in order, separated by commas.")
-    ] = None,
-    multi_label: Annotated[
-        bool, typer.Option("--multi-label", help="A plain PEFT classifier's labels hold or not each by itself.")
-    ] = False,
-    score: Annotated[
-        bool, typer.Option("--score", help="A plain PEFT head of one number scores answers: a reward model.")
-    ] = False,
-    alias: Annotated[list[str] | None, typer.Option(help="Also point this alias at it; repeat for more.")] = None,
+    template: TemplateOption = None,
+    labels: LabelsOption = None,
+    multi_label: MultiLabelOption = False,
+    score: ScoreOption = False,
+    alias: AliasesOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Have it checked, and publish nothing.")] = False,
 ) -> None:
     """Publish an adapter on a running server."""

@@ -20,6 +20,19 @@ SHOWN_DIGITS = 12
 StoreOption = Annotated[Path | None, typer.Option("--store", help="Folder of the store. [TENORA_STORE, ./store]")]
 UrlOption = Annotated[str | None, typer.Option("--url", help="A running server, instead of a store's folder.")]
 KeyOption = Annotated[str | None, typer.Option("--key", help="API key for that server. [TENORA_API_KEY]")]
+TemplateOption = Annotated[
+    str | None, typer.Option(help="Prompt template of a plain PEFT folder: alpaca, chat, plain, or a Jinja file.")
+]
+LabelsOption = Annotated[
+    str | None, typer.Option(help="Labels of a plain PEFT classifier, in order, separated by commas.")
+]
+MultiLabelOption = Annotated[
+    bool, typer.Option("--multi-label", help="A plain PEFT classifier's labels hold or not each by itself.")
+]
+ScoreOption = Annotated[
+    bool, typer.Option("--score", help="A plain PEFT head of one number scores answers: a reward model.")
+]
+AliasesOption = Annotated[list[str] | None, typer.Option(help="Also point this alias at it; repeat for more.")]
 
 
 @contextmanager

@@ -17,10 +17,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from adapters.memory import keep_freed_memory
 from training.checkpoint import Checkpoints, State, random_state, reading, restore_random
 from training.config import TrainConfig
 from training.errors import NotFiniteError, TrainingError
-from training.fast.memory import keep_freed_memory
 from training.fast.model import FastModel
 from training.order import Order, rate_at, shares
 from training.processes import Processes

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from adapters.memory import keep_freed_memory
 from bench.trainers.findings import Findings
 from bench.trainers.ours import FastSteps, Loss, answers_loss, labels_loss
 from bench.trainers.rivals import plain_trainer, trl_trainer
@@ -22,7 +23,6 @@ from bench.trainers.work import (
     review_texts,
     twin,
 )
-from training.fast.memory import keep_freed_memory
 from training.fast.model import Levers
 from training.fast.precision import Precision, choose_precision
 

@@ -14,9 +14,9 @@ from starlette.responses import JSONResponse, Response
 
 from adapters.names import AdapterName
 from service.admin_schemas import Limits, NewKeyRequest, NewTenant, Rotation
-from service.errors import AdapterUnknownError, PermissionDeniedError, TenantNotFoundError
+from service.errors import PermissionDeniedError, TenantNotFoundError
 from service.state import state_of
-from service.tenants.caller import Caller, caller_of
+from service.tenants.caller import Caller, caller_of, owned
 from service.tenants.directory import Tenant
 from service.tenants.keys import Key, NewKey
 
@@ -99,20 +99,20 @@ async def revoke_key(request: Request, key_id: str) -> Response:
 
 async def list_grants(request: Request, tenant: str, name: str) -> Response:
     """To whom an adapter is open."""
-    _, adapter = _owned(request, tenant, name)
+    adapter = owned(request, tenant, name)
     return await _grants(request, adapter, lambda: None)
 
 
 async def grant(request: Request, tenant: str, name: str, grantee: str) -> Response:
     """Open an adapter to another tenant."""
-    caller, adapter = _owned(request, tenant, name)
+    caller, adapter = caller_of(request), owned(request, tenant, name)
     directory = state_of(request).directory
     return await _grants(request, adapter, lambda: directory.grant(adapter, grantee, by=caller.key_id))
 
 
 async def withdraw(request: Request, tenant: str, name: str, grantee: str) -> Response:
     """Close an adapter to another tenant again; what runs is finished."""
-    caller, adapter = _owned(request, tenant, name)
+    caller, adapter = caller_of(request), owned(request, tenant, name)
     directory = state_of(request).directory
     return await _grants(request, adapter, lambda: directory.withdraw(adapter, grantee, by=caller.key_id))
 
@@ -155,13 +155,6 @@ def _operator(request: Request) -> Caller:
 def _check_tenant(caller: Caller, tenant: str | None) -> None:
     if caller.tenant is not None and tenant != caller.tenant:
         raise TenantNotFoundError(tenant or "")
-
-
-def _owned(request: Request, tenant: str, name: str) -> tuple[Caller, AdapterName]:
-    caller = caller_of(request)
-    if caller.tenant is not None and tenant != caller.tenant:
-        raise AdapterUnknownError(f"{tenant}/{name}")
-    return caller, AdapterName(tenant, name)
 
 
 async def _grants(request: Request, adapter: AdapterName, change: Callable[[], None]) -> Response:

@@ -11,10 +11,10 @@ from service.errors import NotFoundError
 from service.gate.messages import CheckVersion, GateQuestion, RemoveGate, SetGate, ShowGates
 from service.gate.rules import GateRules
 from service.gate.verdict import Verdict
-from service.routes.lifecycle import CHECKS_TIMEOUT_S, owned
+from service.routes.lifecycle import CHECKS_TIMEOUT_S
 from service.schemas import Name, WireModel
 from service.state import state_of
-from service.tenants.caller import caller_of
+from service.tenants.caller import caller_of, owned
 
 
 class CheckRequest(WireModel):

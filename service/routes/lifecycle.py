@@ -27,7 +27,7 @@ from service.lifecycle_messages import (
 )
 from service.lifecycle_schemas import PinRequest, PromoteRequest, RollBackRequest
 from service.state import state_of
-from service.tenants.caller import Caller, caller_of
+from service.tenants.caller import Caller, caller_of, owned
 
 MAX_EVENTS = 500
 CHECKS_TIMEOUT_S = 3700.0
@@ -144,14 +144,6 @@ def _reader(request: Request) -> Caller:
     if "publish" not in caller.scopes:
         caller.check("infer")
     return caller
-
-
-def owned(request: Request, tenant: str, name: str) -> AdapterName:
-    """The adapter that a path names, if the caller may change it."""
-    adapter, caller = AdapterName(tenant, name), caller_of(request)
-    if caller.tenant is not None and tenant != caller.tenant:
-        raise AdapterUnknownError(str(adapter))
-    return adapter
 
 
 def _narrowed(caller: Caller, tenant: str | None, adapter: str | None) -> tuple[str | None, str | None]:

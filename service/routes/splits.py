@@ -10,15 +10,14 @@ from typing import Any
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
-from adapters.names import AdapterName, check_part
+from adapters.names import check_part
 from adapters.splits import Split
 from service.back_out import percentile
-from service.errors import AdapterUnknownError
 from service.figures import Row
 from service.split_messages import EndSplit, SetSplit, Shown, ShowSplit, SplitQuestion
 from service.splitting import SplitRules
 from service.state import state_of
-from service.tenants.caller import caller_of
+from service.tenants.caller import caller_of, owned
 
 
 async def show_split(request: Request, tenant: str, name: str, alias: str) -> Response:
@@ -26,31 +25,24 @@ async def show_split(request: Request, tenant: str, name: str, alias: str) -> Re
     caller = caller_of(request)
     if "publish" not in caller.scopes:
         caller.check("infer")
-    return _shown(await _ask(request, ShowSplit(_owned(request, tenant, name), _alias(alias))))
+    return _shown(await _ask(request, ShowSplit(owned(request, tenant, name), _alias(alias))))
 
 
 async def set_split(request: Request, tenant: str, name: str, alias: str, body: SplitRules) -> Response:
     """Split an alias's requests between versions by these rules; what was known under others is forgotten."""
-    adapter, by = _owned(request, tenant, name), caller_of(request).key_id
+    adapter, by = owned(request, tenant, name), caller_of(request).key_id
     return _shown(await _ask(request, SetSplit(adapter, by, _alias(alias), body.rules)))
 
 
 async def end_split(request: Request, tenant: str, name: str, alias: str) -> Response:
     """Send all of an alias's requests to its own version again."""
-    adapter = _owned(request, tenant, name)
+    adapter = owned(request, tenant, name)
     await _ask(request, EndSplit(adapter, caller_of(request).key_id, _alias(alias)))
     return JSONResponse({"id": f"{adapter}:{alias}", "object": "adapter.split.deleted", "deleted": True})
 
 
 async def _ask(request: Request, question: SplitQuestion) -> Any:
     return await state_of(request).client.ask(question)
-
-
-def _owned(request: Request, tenant: str, name: str) -> AdapterName:
-    adapter, caller = AdapterName(tenant, name), caller_of(request)
-    if caller.tenant is not None and tenant != caller.tenant:
-        raise AdapterUnknownError(str(adapter))
-    return adapter
 
 
 def _alias(alias: str) -> str:

@@ -5,7 +5,8 @@ from typing import Literal, get_args
 
 from starlette.requests import Request
 
-from service.errors import PermissionDeniedError
+from adapters.names import AdapterName
+from service.errors import AdapterUnknownError, PermissionDeniedError
 from service.limits import TenantLimits
 
 Scope = Literal["infer", "publish", "train", "admin"]
@@ -52,3 +53,16 @@ def caller_of(request: Request) -> Caller:
     """Who asks; on a server without keys everybody may do everything."""
     caller: Caller = getattr(request.state, "caller", EVERYBODY)
     return caller
+
+
+def owned(request: Request, tenant: str, name: str) -> AdapterName:
+    """The adapter that a path names, if it is the caller's to change.
+
+    Raises:
+        AdapterNameError: It is no name.
+        AdapterUnknownError: It is another tenant's, whether it exists or not.
+    """
+    adapter, caller = AdapterName(tenant, name), caller_of(request)
+    if caller.tenant is not None and tenant != caller.tenant:
+        raise AdapterUnknownError(str(adapter))
+    return adapter

@@ -7,7 +7,7 @@ import pytest
 
 BUFFERS = """
 import resource
-from training.fast.memory import keep_freed_memory
+from adapters.memory import keep_freed_memory
 if {keep}:
     keep_freed_memory()
 def used():

@@ -10,7 +10,7 @@ BENCH  ?= --quick --json build/bench.json
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-all postgres lint format bench image clean
+.PHONY: help demo serve adapters test test-all postgres lint format bench image clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -34,8 +34,11 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 demo: $(VENV)/.use ## set up, train two adapters, serve both from one base, swap one under load
 	$(BIN)/python -m examples.demo
 
-serve: $(VENV)/.use ## serve the embedded base and the adapters in ./store (STORE=…)
-	$(BIN)/tenora serve --store $(STORE)
+serve: $(VENV)/.use ## serve the embedded base, its example adapters and what is in ./store (STORE=…)
+	$(BIN)/tenora serve --store $(STORE) --examples
+
+adapters: $(VENV)/.use ## train again the adapters that come with the embedded base
+	$(BIN)/python -m models.make_adapters
 
 test: $(VENV)/.dev ## the whole suite but what is marked slow or needs weights from a hub
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTING) -m "not slow and not weights"

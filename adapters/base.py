@@ -96,12 +96,17 @@ def _source(name: str, path: Path, revision: str | None) -> BaseSource:
     return BaseSource(name, path, revision, kind, fingerprint(path))
 
 
+def shipped_folder(name: str) -> Path | None:
+    """`models/<name>`, in a checkout or where it was installed; None if it is not there."""
+    places = (Path(__file__).resolve().parents[1], Path(sys.prefix) / "share" / "tenora")
+    return next((folder for place in places if (folder := place / "models" / name).is_dir()), None)
+
+
 def _embedded() -> Path:
-    places = [Path(__file__).resolve().parents[1], Path(sys.prefix) / "share" / "tenora"]
-    for place in places:
-        if (place / "models" / EMBEDDED_ID / "config.json").is_file():
-            return place / "models" / EMBEDDED_ID
-    raise BaseModelError("the embedded base is not installed: pass a model folder instead", key="base")
+    folder = shipped_folder(EMBEDDED_ID)
+    if folder is None:
+        raise BaseModelError("the embedded base is not installed: pass a model folder instead", key="base")
+    return folder
 
 
 def _minilm() -> Path:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, bindparam, func, or_, select, update
 
@@ -83,7 +84,7 @@ class Registry:
     def announce(self, name: AdapterName, digest: str, by: str) -> None:
         """Say that a version's folder is about to be put in place. What is live already stays so."""
         with self.database.writing() as connection:
-            insert_missing(connection, tenants, name=name.tenant, created_at=now())
+            _make_tenant(connection, name.tenant, by)
             insert_missing(
                 connection,
                 adapters,
@@ -214,7 +215,7 @@ class Registry:
                 rest = [other for other in pointers.versions if other != digest]
                 if rest and LATEST in _gated(connection, name):
                     # What the gate held back must not slip in: only what was live before.
-                    rest = [past for past in _popped(connection, name, LATEST) if past in rest][:1]
+                    rest = list(islice((past for past in _popped(connection, name, LATEST) if past in rest), 1))
                     if not rest:
                         message = (
                             f"{LATEST} has a gate, and nothing it pointed at before is left: promote another first"
@@ -302,7 +303,7 @@ def _pointers(connection: Connection, name: AdapterName) -> Pointers | None:
 
 def _adopt(connection: Connection, name: AdapterName, pointers: Pointers) -> None:
     by, key = "adoption", {"tenant": name.tenant, "name": name.name}
-    insert_missing(connection, tenants, name=name.tenant, created_at=now())
+    _make_tenant(connection, name.tenant, by)
     connection.execute(adapters.insert().values(**key, created_at=now(), served=pointers.served))
     for number, digest in enumerate(pointers.versions, 1):
         row = {"digest": digest, "number": number, "published_at": now(), "published_by": by, "pinned": False}
@@ -310,6 +311,13 @@ def _adopt(connection: Connection, name: AdapterName, pointers: Pointers) -> Non
     for alias, digest in pointers.aliases.items():
         _set(connection, name, alias, digest)
     record(connection, "adopt", by, adapter=name, versions=list(pointers.versions), aliases=dict(pointers.aliases))
+
+
+def _make_tenant(connection: Connection, name: str, by: str) -> None:
+    """Make a tenant, if there is none of the name."""
+    made = insert(connection, tenants).values(name=name, created_at=now()).on_conflict_do_nothing()
+    if connection.execute(made.returning(tenants.c.name)).first() is not None:
+        record(connection, "create_tenant", by, tenant=name)
 
 
 def _gated(connection: Connection, name: AdapterName) -> set[str]:

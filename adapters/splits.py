@@ -66,6 +66,11 @@ class Split:
         return frozenset((*self.rules.weights, *shadow))
 
     @property
+    def candidates(self) -> tuple[str, ...]:
+        """The versions that get requests beside the one that the alias points at."""
+        return tuple(digest for digest, weight in self.rules.weights.items() if weight > 0 and digest != self.own)
+
+    @property
     def shown(self) -> str:
         """``tenant/name:alias``."""
         return f"{self.name}:{self.alias}"
@@ -74,7 +79,12 @@ class Split:
 def read_split(database: Database, name: AdapterName, alias: str) -> Split | None:
     """The split of an alias, if there is one."""
     with database.reading() as connection:
-        row = connection.execute(_wanted().where(*_of(name), splits.c.alias == alias)).first()
+        return find_split(connection, name, alias)
+
+
+def find_split(connection: Connection, name: AdapterName, alias: str) -> Split | None:
+    """The same, as a transaction sees it."""
+    row = connection.execute(_wanted().where(*_of(name), splits.c.alias == alias)).first()
     return None if row is None else _split(row)
 
 
@@ -106,8 +116,7 @@ def end_splits(connection: Connection, name: AdapterName, by: str, why: str, ali
 
 def take_out(connection: Connection, split: Split, digest: str, figures: Mapping[str, Any]) -> bool:
     """Give a version of a split no more requests; False if the rules are others by now, or it gets none anyway."""
-    row = connection.execute(_wanted().where(*_of(split.name), splits.c.alias == split.alias)).first()
-    found = None if row is None else _split(row)
+    found = find_split(connection, split.name, split.alias)
     if found is None or found.set_at != split.set_at or not found.rules.weights.get(digest):
         return False
     rules = replace(found.rules, weights={**found.rules.weights, digest: 0.0})

@@ -184,9 +184,9 @@ class Store:
 
     def delete_alias(self, name: AdapterName, alias: str, *, by: str = OPERATOR) -> None:
         """Remove an alias; `latest` cannot be removed."""
+        self._pointers(name)
         if alias == LATEST:
             raise AdapterExistsError(f"{LATEST} cannot be removed: delete the version, or the adapter", key="alias")
-        self._pointers(name)
         self._registry.remove_alias(name, alias, by)
 
     def set_served(self, name: AdapterName, served: bool, *, by: str = OPERATOR) -> None:

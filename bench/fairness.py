@@ -18,10 +18,11 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,13 +83,15 @@ class Arrival:
 
 @dataclass(slots=True)
 class Window:
-    """What happened in one window after it had settled; seconds from arrival to the first token."""
+    """What happened in one window after it had settled; seconds from a polite request's arrival to its first token."""
 
     seconds: float = 0.0
     generated: int = 0
     prompts: int = 0
     steps: int = 0
     polite_s: list[float] = field(default_factory=list)
+    gaps_s: list[float] = field(default_factory=list)
+    """The other tenant's, between two tokens of an answer."""
     unanswered: int = 0
     refused: int = 0
     preemptions: int = 0
@@ -129,6 +132,7 @@ class TwoTenants:
         waiting: dict[str, float] = {}
         in_flight: dict[str, set[str]] = {name: set() for name in self._adapters}
         whose: dict[str, str] = {}
+        said: defaultdict[str, list[float]] = defaultdict(list)
         prompts = preemptions = at = 0
         settled_at = 0.0
         start = time.perf_counter()
@@ -159,12 +163,20 @@ class TwoTenants:
                     found.generated += counts * len(event.token_ids)
                     if event.request_id in waiting:
                         found.polite_s.append(done - waiting.pop(event.request_id))
+                    said[event.request_id].append(done)
                 elif isinstance(event, FinishedEvent):
                     in_flight[whose[event.request_id]].discard(event.request_id)
             found.steps += counts
         found.seconds = time.perf_counter() - start - settled_at
         found.prompts = self._engine._stats.prompt_tokens - prompts
         found.preemptions = self._engine._scheduler.preemptions - preemptions
+        found.gaps_s = [
+            after - before
+            for name, times in said.items()
+            if whose[name] == "other"
+            for before, after in pairwise(times)
+            if before >= settle
+        ]
         found.unanswered = len(waiting)
         found.polite_s += [seconds - arrived for arrived in waiting.values()]  # so long at least
         for names in in_flight.values():
@@ -234,7 +246,12 @@ def _tokens(taken: Window) -> float:
 
 def _first_token(windows: Sequence[Window], part: float) -> float | None:
     """The median over windows of a percentile, in seconds; None if the polite tenant asked for nothing in any."""
-    found = [percentile(taken.polite_s, part) for taken in windows if taken.polite_s]
+    return _middle([taken.polite_s for taken in windows], part)
+
+
+def _middle(samples: Sequence[Sequence[float]], part: float) -> float | None:
+    """The median of a percentile of each sample; None if all are empty."""
+    found = [percentile(sample, part) for sample in samples if sample]
     return statistics.median(found) if found else None
 
 
@@ -245,15 +262,24 @@ def _ms(seconds: float | None) -> float | None:
 def _conclude(
     document: Document, found: Mapping[tuple[str, str], list[Window]], capacity: float, rates: Mapping[str, float]
 ) -> None:
+    by_round: dict[str, list[float]] = {}
     for way in WAYS:
         share, flood = (_first_token(found[way, load], 0.95) for load in ("share", "flood"))
+        rounds = zip(found[way, "flood"], found[way, "share"], strict=True)
+        by_round[f"p95_flood_vs_share_{way}"] = [
+            short(percentile(one.polite_s, 0.95) / percentile(other.polite_s, 0.95))
+            for one, other in rounds
+            if one.polite_s and other.polite_s
+        ]
         if share is None or flood is None:
             document.reason(f"p95_flood_vs_share_{way}", "no request of the polite tenant came: longer windows, please")
         else:
             document.ratio(f"p95_flood_vs_share_{way}", flood / share)
     pairs = zip(found["fair", "both flood"], found["fcfs", "both flood"], strict=True)
-    document.ratio("tokens_fair_vs_fcfs", statistics.median(_tokens(one) / _tokens(other) for one, other in pairs))
+    by_round["tokens_fair_vs_fcfs"] = [short(_tokens(one) / _tokens(other)) for one, other in pairs]
+    document.ratio("tokens_fair_vs_fcfs", statistics.median(by_round["tokens_fair_vs_fcfs"]))
     figures = document.document["figures"]
+    figures["by round"] = by_round
     figures["capacity, service a second"] = short(capacity)
     figures["requests a second at the share"] = {
         "polite": short(rates["polite"]),
@@ -263,6 +289,10 @@ def _conclude(
         figures[f"{load}, {way}"] = {
             "polite_first_token_ms": {
                 name: _ms(_first_token(windows, part)) for name, part in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
+            },
+            "others_between_tokens_ms": {
+                name: _ms(_middle([taken.gaps_s for taken in windows], part))
+                for name, part in (("p50", 0.5), ("p99", 0.99))
             },
             "p95_by_round_ms": [_ms(_first_token([taken], 0.95)) for taken in windows],
             "polite_requests": sum(len(taken.polite_s) for taken in windows),
@@ -300,20 +330,30 @@ def render(document: Mapping[str, Any]) -> str:
 
     machine, figures = document["machine"], document["figures"]
     workload = ", ".join(f"{key} {value}" for key, value in document["workload"].items())
-    ratios = [(f"`{key}`", text, str(document["ratios"][key])) for key, text in RATIOS.items()]
+    ratios = [
+        (f"`{key}`", text, str(document["ratios"][key]), _range(figures["by round"][key]))
+        for key, text in RATIOS.items()
+    ]
     rows = []
     for load in LOADS:
         for way, name in WAYS.items():
             one = figures[f"{load}, {way}"]
-            times = one["polite_first_token_ms"]
-            cells = (times["p50"], times["p95"], times["p99"], one["tokens_per_s"], one["preempted_per_s"])
+            times, gaps = one["polite_first_token_ms"], one["others_between_tokens_ms"]
+            cells = (*times.values(), *gaps.values(), one["tokens_per_s"], one["preempted_per_s"])
             rows.append((load, name, *("–" if cell is None else f"{cell:,.4g}" for cell in cells)))
-    head = ("other sends", "scheduling", "p50 ms", "p95 ms", "p99 ms", "tokens/s", "preempted/s")
+    head = (
+        "other sends", "scheduling", "p50 ms", "p95 ms", "p99 ms", "other's tokens apart, p50 ms", "p99 ms", "tokens/s",
+        "preempted/s",
+    )  # fmt: skip
     return (
         f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores, {machine['system']}; torch "
         f"{machine['torch']}. Load before the run: {machine['load_before']}. {workload}.\n\n"
-        f"{table(('ratio', 'what', 'value'), ratios)}\n\n{table(head, rows)}"
+        f"{table(('ratio', 'what', 'value', 'of single rounds'), ratios)}\n\n{table(head, rows)}"
     )
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values)}–{max(values)}" if values else "–"
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -324,7 +364,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--base", default="embedded", help="the base [%(default)s]")
     parser.add_argument("--rows", type=int, default=32, help="sequences that run at once [%(default)s]")
     parser.add_argument("--backlog", type=int, default=512, help="of a tenant in flight, at most [%(default)s]")
-    parser.add_argument("--rounds", type=int, default=3, help="windows of each kind [%(default)s]")
+    parser.add_argument("--rounds", type=int, default=5, help="windows of each kind [%(default)s]")
     parser.add_argument("--window", type=float, default=5.0, help="seconds of each [%(default)s]")
     parser.add_argument("--threads", type=int, default=min(2, cores()), help="[%(default)s]")
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"), help="[%(default)s]")

@@ -13,26 +13,31 @@ from pathlib import Path
 from examples.generator.instructions import build_instructions
 from examples.generator.reviews import build_reviews
 from examples.generator.rows import to_jsonl
+from examples.generator.tickets import build_tickets
 
 FOLDER = Path(__file__).resolve().parent
 
 
 def make_files() -> dict[str, str]:
     """File name -> text."""
-    instructions, reviews = build_instructions(), build_reviews()
+    instructions, reviews, tickets = build_instructions(), build_reviews(), build_tickets()
     return {
         "instructions_train.jsonl": to_jsonl(instructions.train),
         "instructions_heldout.jsonl": to_jsonl(instructions.heldout),
         "reviews_train.jsonl": to_jsonl(reviews.train),
         "reviews_heldout.jsonl": to_jsonl(reviews.heldout),
+        "tickets_train.jsonl": to_jsonl(tickets.train),
+        "tickets_heldout.jsonl": to_jsonl(tickets.heldout),
     }
 
 
 def counts() -> str:
     """A table of rows by family or label, training and held-out."""
-    instructions, reviews = build_instructions(), build_reviews()
-    train = Counter(row.family for row in instructions.train) + Counter(row.label for row in reviews.train)
-    heldout = Counter(row.family for row in instructions.heldout) + Counter(row.label for row in reviews.heldout)
+    instructions, reviews, tickets = build_instructions(), build_reviews(), build_tickets()
+    train = Counter(row.family for row in instructions.train)
+    train.update(row.label for row in reviews.train + tickets.train)
+    heldout = Counter(row.family for row in instructions.heldout)
+    heldout.update(row.label for row in reviews.heldout + tickets.heldout)
     return "\n".join(f"| {name} | {number} | {heldout[name]} |" for name, number in train.most_common())
 
 

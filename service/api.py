@@ -109,6 +109,7 @@ class EngineAPI(LitAPI):  # type: ignore[misc]  # LitServe has no types
         from adapters.adapter import Adapter, load_adapter
         from adapters.base import resolve_base
         from adapters.cache import HostCache
+        from adapters.shipped import publish_shipped
         from adapters.store import Version
         from service.asides import Asides
         from service.catalog import Catalog
@@ -124,6 +125,8 @@ class EngineAPI(LitAPI):  # type: ignore[misc]  # LitServe has no types
         store = open_store(settings)
         self.database = store.database
         store.recover()
+        if settings.examples:
+            publish_shipped(store, base)
         self.engine = self.make_engine(base)
 
         def load(version: Version) -> Adapter:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from service.cli_adapters import adapters
+from service.cli_records import events, usage
 from service.cli_tenants import keys, tenants
 from service.settings import SettingsError, load_client_settings, load_settings, unknown_variables
 
@@ -93,6 +94,9 @@ def serve(
         Literal["none", "int8"] | None, typer.Option(help="Round the base's weights: int8 or none. [none]")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the CPU kernels.")] = None,
+    examples: Annotated[
+        bool | None, typer.Option("--examples", help="Publish the adapters that come with the embedded base.")
+    ] = None,
     max_running: Annotated[int | None, typer.Option(help="Sequences that may hold KV cache at once. [32]")] = None,
     adapter_slots: Annotated[int | None, typer.Option(help="Adapters resident in device memory. [16]")] = None,
     adapter_folder: Annotated[
@@ -121,6 +125,7 @@ def serve(
             kernels=kernels,
             quantize=quantize,
             threads=threads,
+            examples=examples,
             max_running=max_running,
             adapter_slots=adapter_slots,
             adapter_folders=tuple(adapter_folder) if adapter_folder else None,
@@ -214,6 +219,10 @@ def score(
         results = client.score(model, [{**asked, "answer": answer} for answer in answers])
     for answer, result in zip(answers, results, strict=True):
         typer.echo(f"{result.score:.4f}\t{answer}")
+
+
+app.command()(usage)
+app.command()(events)
 
 
 # These are only for the help: `main` has replaced the process before they could be called.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from adapters.database.database import Database
     from adapters.names import AdapterRef
     from adapters.store import Store
     from service.client import TenoraClient
@@ -18,6 +19,9 @@ FAILED = 2
 SHOWN_DIGITS = 12
 
 StoreOption = Annotated[Path | None, typer.Option("--store", help="Folder of the store. [TENORA_STORE, ./store]")]
+DatabaseOption = Annotated[
+    str | None, typer.Option("--database", help="URL of the database. [TENORA_DATABASE, a file in the store]")
+]
 UrlOption = Annotated[str | None, typer.Option("--url", help="A running server, instead of a store's folder.")]
 KeyOption = Annotated[str | None, typer.Option("--key", help="API key for that server. [TENORA_API_KEY]")]
 TemplateOption = Annotated[
@@ -47,6 +51,28 @@ def opened(store: Path | None, *, create: bool = False) -> "Iterator[Store]":
     try:
         yield open_store(settings)
     except AdapterError as error:
+        raise fail(error.message) from error
+    except OSError as error:
+        raise fail(f"{error.strerror}: {error.filename}") from error
+
+
+@contextmanager
+def opened_database(store: Path | None, database: str | None, *, must_exist: bool = False) -> "Iterator[Database]":
+    """The database that is meant, a new one in the store's folder unless it must exist; a refusal ends the command."""
+    from adapters.errors import AdapterError
+    from service.errors import ServiceError
+    from service.opening import open_database
+
+    settings = store_settings(store=store, database=database)
+    if must_exist and settings.database is None and not settings.store.is_dir():
+        raise fail(f"there is no store at {settings.store}: name one with --store")
+    try:
+        found = open_database(settings)
+        try:
+            yield found
+        finally:
+            found.close()
+    except (AdapterError, ServiceError) as error:
         raise fail(error.message) from error
     except OSError as error:
         raise fail(f"{error.strerror}: {error.filename}") from error

@@ -1,18 +1,13 @@
 """`tenora tenants` and `tenora keys`: who may use a server, on its database, without the server."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from service.cli_store import StoreOption, fail, table
-
-if TYPE_CHECKING:
-    from adapters.database.database import Database
+from service.cli_store import DatabaseOption, StoreOption, opened_database, table
 
 tenants = typer.Typer(
     help="Make tenants, limit them, open adapters to them.", no_args_is_help=True, rich_markup_mode=None
@@ -22,9 +17,6 @@ keys = typer.Typer(help="Make, rotate and revoke API keys.", no_args_is_help=Tru
 BY = "operator"
 """As `adapters.audit.OPERATOR`, whose imports would slow --help down."""
 
-DatabaseOption = Annotated[
-    str | None, typer.Option("--database", help="URL of the database. [TENORA_DATABASE, a file in the store]")
-]
 TenantArgument = Annotated[str, typer.Argument(help="The tenant.")]
 AdapterArgument = Annotated[str, typer.Argument(help="tenant/name")]
 KeyArgument = Annotated[str, typer.Argument(help="The key's id, as `tenora keys list` shows it.")]
@@ -51,7 +43,7 @@ def create_tenant(
     from service.tenants.directory import Directory
 
     limits = {key: value for key, value in _limits(share, requests, tokens, concurrent, resident).items() if value}
-    with _opened(store, database) as opened:
+    with opened_database(store, database) as opened:
         Directory(opened).create(name, limits, by=BY)
     typer.echo(f"tenant {name} made; give it a key: tenora keys create --tenant {name}")
 
@@ -72,7 +64,7 @@ def limit_tenant(
     from service.tenants.directory import Directory
 
     limits = _limits(share, requests, tokens, concurrent, resident)
-    with _opened(store, database) as opened:
+    with opened_database(store, database) as opened:
         Directory(opened).change(name, limits, by=BY)
     typer.echo(f"limits of {name} changed; a running server follows within a second")
 
@@ -82,7 +74,7 @@ def list_tenants(store: StoreOption = None, database: DatabaseOption = None) -> 
     """List the tenants with their limits."""
     from service.tenants.directory import LIMITS, Directory
 
-    with _opened(store, database) as opened:
+    with opened_database(store, database) as opened:
         found = Directory(opened).all()
     rows = [
         (
@@ -121,7 +113,7 @@ def grant_adapter(
     from adapters.names import AdapterName
     from service.tenants.directory import Directory
 
-    with _opened(store, database) as opened:
+    with opened_database(store, database) as opened:
         directory, name = Directory(opened), AdapterName.parse(adapter)
         if withdraw:
             directory.withdraw(name, tenant, by=BY)
@@ -149,7 +141,7 @@ def create_key(
 
     ends = datetime.now(UTC) + timedelta(days=days) if days is not None else None
     scopes = scope or (["infer"] if tenant is not None else ["admin"])
-    with _opened(store, database) as opened:
+    with opened_database(store, database) as opened:
         made = Keys(opened).create(tenant, scopes, by=BY, label=label, expires_at=ends)
     _show_key(made.secret, made.key.id)
 
@@ -163,7 +155,7 @@ def list_keys(
     """List the keys; what they are cannot be seen any more."""
     from service.tenants.keys import Keys
 
-    with _opened(store, database) as opened:
+    with opened_database(store, database) as opened:
         found = Keys(opened).all(tenant)
     rows = [
         (
@@ -190,7 +182,7 @@ def rotate_key(
     """Make a key like an old one, which ends."""
     from service.tenants.keys import Keys
 
-    with _opened(store, database) as opened:
+    with opened_database(store, database) as opened:
         made = Keys(opened).rotate(key, by=BY, overlap=overlap)
     _show_key(made.secret, made.key.id)
 
@@ -200,7 +192,7 @@ def revoke_key(key: KeyArgument, store: StoreOption = None, database: DatabaseOp
     """End a key; running servers follow within a second."""
     from service.tenants.keys import Keys
 
-    with _opened(store, database) as opened:
+    with opened_database(store, database) as opened:
         Keys(opened).revoke(key, by=BY)
     typer.echo(f"key {key} revoked")
 
@@ -221,30 +213,9 @@ def _limits(
 def _set_disabled(name: str, disabled: bool, store: Path | None, database: str | None) -> None:
     from service.tenants.directory import Directory
 
-    with _opened(store, database) as opened:
+    with opened_database(store, database) as opened:
         Directory(opened).set_disabled(name, disabled, by=BY)
     typer.echo(f"tenant {name} {'disabled' if disabled else 'enabled'}")
-
-
-@contextmanager
-def _opened(store: Path | None, database: str | None) -> "Iterator[Database]":
-    from adapters.errors import AdapterError
-    from service.errors import ServiceError
-    from service.opening import open_database
-    from service.settings import SettingsError, load_store_settings
-
-    try:
-        opened = open_database(load_store_settings(store=store, database=database))
-        try:
-            yield opened
-        finally:
-            opened.close()
-    except (AdapterError, ServiceError) as error:
-        raise fail(error.message) from error
-    except SettingsError as error:
-        raise fail(str(error)) from error
-    except OSError as error:
-        raise fail(f"{error.strerror}: {error.filename}") from error
 
 
 def _show_key(secret: str, key_id: str) -> None:

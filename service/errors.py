@@ -15,6 +15,7 @@ ServiceError
 │   └── KeyNotFoundError           404  a key, by its id
 ├── BodyTimeoutError               408  the body did not arrive in time
 ├── TenantExistsError              409  the tenant's name is taken
+├── KeyRotatedError                409  a key that was rotated already; the message names its successor
 ├── GateFailedError                409  a version lacks what the alias demands of it
 ├── BodyTooLargeError              413  more bytes than the limit
 ├── EncodedBodyError               415  a compressed body
@@ -189,6 +190,19 @@ class TenantExistsError(ServiceError):
 
     def __init__(self, tenant: str) -> None:
         super().__init__(f"There is a tenant `{shorten(tenant)}` already.", param="name")
+
+
+class KeyRotatedError(ServiceError):
+    """The key has a successor already; one rotated again would leave two, of which the older ends with it."""
+
+    status, type, code = 409, "invalid_request_error", "key_rotated"
+
+    def __init__(self, key_id: str, successor: str) -> None:
+        super().__init__(
+            f"The key {shorten(key_id)} was rotated already, and ends by itself: its successor is {successor}. "
+            "Rotate that one, or make a new key.",
+            param="id",
+        )
 
 
 class GateFailedError(ServiceError):

@@ -2,18 +2,25 @@
 
 It is kept where the work is done: a token counts when it is generated, whether its client waits for it or not. The
 step thread only adds numbers; a thread of the ledger's own writes. A process that is killed loses the last second.
+
+A connection that breaks at a commit does not say whether it happened. So every sum has a number, which is written in
+the same transaction: sent again, it is added only if the number is not there.
 """
 
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass, fields
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection
 
 from adapters.adapter import Adapter
-from adapters.database.database import Database, insert
-from adapters.database.schema import usage
+from adapters.database.database import Database, insert, now
+from adapters.database.schema import usage, usage_writers
 from adapters.errors import AdapterError
 from service.counts import Counts
 from service.engine.events import ClassifiedEvent, Event, FailedEvent, FinishedEvent, TokenEvent
@@ -22,6 +29,8 @@ from service.ready import Ready
 from service.settings import EVERY_TENANT
 
 PERIOD_S = 1.0
+REMEMBERED = timedelta(days=30)
+"""How long it is known what a process has written: longer than any database is away."""
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +42,18 @@ class Account:
     tenant: str
     adapter: str
     digest: str
+
+
+Gathered = dict[tuple[date, Account], Counts]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sum:
+    """What one process adds at once; ``number`` is its place among what that process adds."""
+
+    writer: str
+    number: int
+    counts: Gathered
 
 
 @dataclass(slots=True)
@@ -70,7 +91,11 @@ class Ledger:
         self._today = today
         self._open: dict[str, _Open] = {}
         self._lock = threading.Lock()
-        self._counts: dict[tuple[date, Account], Counts] = {}
+        self._counts: Gathered = {}
+        self._writer = uuid.uuid4().hex
+        self._written = 0
+        self._unsure: _Sum | None = None
+        """The sum of which it is not known whether it was written."""
         self._looked = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
@@ -127,19 +152,20 @@ class Ledger:
     def flush(self) -> None:
         """Add what has gathered to the database; what cannot be written is kept for the next time."""
         self._charge_residents()
-        with self._lock:
-            counts, self._counts = self._counts, {}
-        if not counts:
-            return
         try:
-            _write(self._database, counts)
+            while (pending := self._unsure or self._gathered()) is not None:
+                self._unsure = pending
+                _write(self._database, pending)
+                self._unsure, self._written = None, pending.number
         except Exception as error:
             # Whatever it is, what was used is not lost for it.
             known = isinstance(error, AdapterError)
             logger.warning("usage cannot be written; it is kept and tried again: %s", error, exc_info=not known)
-            with self._lock:
-                for (day, account), kept in counts.items():
-                    self._counts.setdefault((day, account), Counts()).add(kept)
+
+    def _gathered(self) -> _Sum | None:
+        with self._lock:
+            counts, self._counts = self._counts, {}
+        return _Sum(self._writer, self._written + 1, counts) if counts else None
 
     def _run(self) -> None:
         while not self._stop.wait(PERIOD_S):
@@ -162,8 +188,33 @@ class Ledger:
         return Account(tenant, self._base, "") if adapter is None else Account(tenant, adapter.ref, adapter.digest)
 
 
-def _write(database: Database, counts: Mapping[tuple[date, Account], Counts]) -> None:
-    rows = [
+def _write(database: Database, pending: _Sum) -> None:
+    """Add a sum, unless it has been added."""
+    with database.writing() as connection:
+        if not _is_new(connection, pending):
+            return
+        statement = insert(connection, usage).values(_rows(pending.counts))
+        sums = {field.name: usage.c[field.name] + statement.excluded[field.name] for field in fields(Counts)}
+        key = [column.name for column in usage.primary_key]
+        connection.execute(statement.on_conflict_do_update(index_elements=key, set_=sums))
+
+
+def _is_new(connection: Connection, pending: _Sum) -> bool:
+    """Note that a sum is added; False if that was noted before. Waits for a transaction that may still do it."""
+    noted = {"written": pending.number, "at": now()}
+    statement = insert(connection, usage_writers).values(id=pending.writer, **noted)
+    statement = statement.on_conflict_do_update(
+        index_elements=["id"], set_=noted, where=usage_writers.c.written < pending.number
+    )
+    if connection.execute(statement.returning(usage_writers.c.id)).first() is None:
+        return False
+    if pending.number == 1:
+        connection.execute(usage_writers.delete().where(usage_writers.c.at < now() - REMEMBERED))
+    return True
+
+
+def _rows(counts: Mapping[tuple[date, Account], Counts]) -> list[dict[str, Any]]:
+    return [
         {
             "day": day,
             "tenant": account.tenant,
@@ -173,8 +224,3 @@ def _write(database: Database, counts: Mapping[tuple[date, Account], Counts]) ->
         }
         for (day, account), used in sorted(counts.items(), key=lambda item: (item[0][0], astuple(item[0][1])))
     ]
-    with database.writing() as connection:
-        statement = insert(connection, usage).values(rows)
-        sums = {field.name: usage.c[field.name] + statement.excluded[field.name] for field in fields(Counts)}
-        key = [column.name for column in usage.primary_key]
-        connection.execute(statement.on_conflict_do_update(index_elements=key, set_=sums))

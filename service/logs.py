@@ -14,6 +14,8 @@ from pythonjsonlogger.json import JsonFormatter
 
 from service.settings import LogFormat
 
+_DECLINED = ("Unsupported upgrade request", "No supported WebSocket library")
+"""The web server on whoever asks for another protocol, and is answered in HTTP."""
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
 
 
@@ -22,6 +24,12 @@ def configure_logging(level: str, form: LogFormat = "text") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Leave out what any stranger can have written as often as he likes, and nobody has to do anything about."""
+    return not str(record.msg).startswith(_DECLINED)
 
 
 class TextLines(logging.Formatter):

@@ -118,10 +118,10 @@ class TenoraServer(LitServer):  # type: ignore[misc]  # LitServe has no types
         queue = self._get_request_queue(self.lit_api.api_path)
         client = EngineClient(queue.put, self.response_buffer, self.metrics, self.settings.max_queue)
         self.metrics.follow(client)
-        self._end_drain(client)
-        self.traces.start()
         uploads = Uploads(self.settings.store)
         uploads.clean()
+        self._end_drain(client, uploads)
+        self.traces.start()
         app.state.service = ServiceState(
             self.settings,
             self.metrics,
@@ -142,15 +142,19 @@ class TenoraServer(LitServer):  # type: ignore[misc]  # LitServe has no types
                     task.cancel()
                 self.traces.stop()
 
-    def _end_drain(self, client: EngineClient) -> None:
+    def _end_drain(self, client: EngineClient, uploads: Uploads) -> None:
         """When the HTTP process is told to stop, give what is in flight its time, then an error."""
         loop, told = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
         listening = [(ours, ours.dup()) for ours in self._sockets]
         assert callable(told), "uvicorn handles signals while it serves"
 
+        def end() -> None:
+            client.fail_all()
+            uploads.end_all()
+
         def stop(signum: int, frame: FrameType | None) -> None:
             told(signum, frame)
-            loop.call_soon_threadsafe(loop.call_later, self.settings.drain_timeout, client.fail_all)
+            loop.call_soon_threadsafe(loop.call_later, self.settings.drain_timeout, end)
             loop.call_soon_threadsafe(_refuse_connections, loop, listening)
 
         signal.signal(signal.SIGTERM, stop)
@@ -217,6 +221,7 @@ class TenoraServer(LitServer):  # type: ignore[misc]  # LitServe has no types
                 log_level=settings.log_level,
                 log_config=None,  # the web server's records go where ours go
                 access_log=False,  # and the line per request is ours
+                ws="none",  # else a request to upgrade is handed to a protocol that nobody here answers
                 generate_client_file=False,
                 api_server_worker_type="process",
                 **kwargs,

@@ -72,6 +72,9 @@ class Settings(StoreSettings):
         "none", description="int8 rounds the base's weights, which on a CPU halves the time of its products."
     )
     threads: PositiveInt | None = Field(None, description="Threads of the CPU kernels; PyTorch's choice if unset.")
+    examples: bool = Field(
+        False, description="Publish the adapters that come with the embedded base, as far as the store lacks them."
+    )
 
     max_running: PositiveInt = Field(32, description="Sequences that may hold KV cache at once.")
     max_model_len: PositiveInt | None = Field(

@@ -1,5 +1,7 @@
 """Reads the usage ledger."""
 
+import csv
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import date
@@ -61,6 +63,15 @@ def read_usage(database: Database, query: Query) -> list[Used]:
         raise InvalidRequestError(f"These are more than {MOST_ROWS} rows: ask for fewer days or groups.", param="by")
     count = len(query.by)
     return [Used(dict(zip(query.by, row[:count], strict=True)), Counts(*_plain(row[count:]))) for row in rows]
+
+
+def csv_of(rows: Sequence[Used], by: Sequence[str]) -> str:
+    """Rows that were grouped by these, with a line of names."""
+    text = io.StringIO()
+    writer: csv.DictWriter[Any] = csv.DictWriter(text, columns(by), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row.as_dict() for row in rows)
+    return text.getvalue()
 
 
 def _plain(values: Sequence[Any]) -> Iterator[Any]:

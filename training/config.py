@@ -91,7 +91,7 @@ class TrainConfig(BaseModel, ABC):
     eval_batch_size: int = _flag(EVALUATION, 64, "Rows in a batch of an evaluation.", ge=1)
 
     packing: bool = _flag(SPEED, True, "Lay rows end to end instead of padding them.")
-    share_prefix: bool = _flag(SPEED, True, "Compute what all rows of a batch begin with once.")
+    share_prefix: bool = _flag(SPEED, True, "Compute what rows of a batch begin with alike once.")
     loss_rows: bool = _flag(SPEED, True, "Compute logits only where something is learned.")
     narrow: bool = _flag(SPEED, True, "Compute the last layer's second half only for tokens that are read.")
     coarse_curve: bool = _flag(

@@ -5,7 +5,7 @@ tenants ─┬─< api_keys
          │             ├─< aliases       what a name means now; alias_history: what it meant before
          │             └─< grants        to whom else it was opened
          ├─< events                      what was done, by whom (the audit log)
-         └─< usage                       what was used, by day
+         └─< usage                       what was used, by day; usage_writers: what of it has been added
 """
 
 from datetime import UTC, datetime
@@ -31,7 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 
-HEAD = "0002"
+HEAD = "0005"
 """The newest migration; a database that is not there yet is brought to it when it is opened."""
 
 metadata = MetaData(
@@ -102,6 +102,8 @@ api_keys = Table(
     Column("created_at", Instant, nullable=False),
     Column("expires_at", Instant),
     Column("revoked_at", Instant),
+    # The id of the key that this one was rotated to; it may be gone, and outlives nothing by it.
+    Column("successor", String(16)),
 )
 
 adapters = Table(
@@ -157,7 +159,8 @@ grants = Table(
     "grants",
     metadata,
     *_adapter(primary_key=True),
-    Column("grantee", String(64), ForeignKey("tenants.name", ondelete="CASCADE"), primary_key=True, index=True),
+    # A name that nobody may have yet: whether there is such a tenant is none of the granting one's business.
+    Column("grantee", String(64), primary_key=True, index=True),
     Column("granted_at", Instant, nullable=False),
 )
 
@@ -221,4 +224,14 @@ usage = Table(
     Column("classifications", BigInteger, nullable=False),
     Column("cold_starts", BigInteger, nullable=False),
     Column("resident_byte_seconds", Float, nullable=False),
+)
+
+usage_writers = Table(
+    "usage_writers",
+    metadata,
+    # One row for each process that ever added to `usage`.
+    Column("id", String(32), primary_key=True),
+    # How many of its sums are in `usage`: one that is sent again is known by its number.
+    Column("written", BigInteger, nullable=False),
+    Column("at", Instant, nullable=False),
 )

@@ -31,6 +31,8 @@ EVERY, EVALUATED = 5, 5
 """Recipe 1: after so many steps, the loss on so many batches of validation."""
 RUN, VALIDATED = 30, 12
 """Steps of the short run; batches that its validation loss is taken over."""
+COMPARED = 3
+"""Batches that every set of levers is timed on: there are two dozen sets."""
 _CPU = torch.device("cpu")
 
 
@@ -169,7 +171,8 @@ def evaluation(bench: Bench) -> None:
 def levers(bench: Bench) -> None:
     """Each lever alone and each missing, in both types."""
     model = bench.language_model()
-    rows = instruction_rows("train", BATCH * 4)
+    rows = instruction_rows("train", BATCH * (COMPARED + 1))
+    bench.findings.figure("levers", "batches of each median", COMPARED)
     for key, precision in bench.precisions().items():
         sets = {"none": Levers.none(), **_alone(), **_missing(), "all": Levers()}
         systems = {name: FastSteps(twin(model), answers_loss, chosen, precision, PAD) for name, chosen in sets.items()}
@@ -228,7 +231,7 @@ def _alone() -> dict[str, Levers]:
     sets = {}
     for name in names:
         on = {name, *needs.get(name, ())}
-        sets[" + ".join(sorted(on))] = Levers.none().__class__(**{other: other in on for other in names})
+        sets[" + ".join(sorted(on))] = Levers(**{other: other in on for other in names})
     return sets
 
 

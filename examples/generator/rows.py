@@ -47,6 +47,26 @@ class ReviewRow:
 
 
 @dataclass(frozen=True, slots=True)
+class TicketRow:
+    """One message to support; all but text and label is for the tests and empty for a whole sentence.
+
+    `frame` is the pattern, `clauses` are what stands in it as the material has them, without a thing named;
+    `opening` and `closing` are what was put around it.
+    """
+
+    text: str
+    label: str
+    frame: str = ""
+    clauses: tuple[str, ...] = ()
+    opening: str = ""
+    closing: str = ""
+
+    def record(self) -> dict[str, str]:
+        """The row as the file has it."""
+        return {"text": self.text, "label": self.label}
+
+
+@dataclass(frozen=True, slots=True)
 class Parts(Generic[Row]):
     """The two parts of a data set."""
 
@@ -54,7 +74,7 @@ class Parts(Generic[Row]):
     heldout: list[Row]
 
 
-def to_jsonl(rows: Iterable[InstructionRow | ReviewRow]) -> str:
+def to_jsonl(rows: Iterable[InstructionRow | ReviewRow | TicketRow]) -> str:
     """One JSON object a line, ASCII only."""
     return "".join(json.dumps(row.record()) + "\n" for row in rows)
 

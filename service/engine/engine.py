@@ -62,6 +62,7 @@ class Engine:
             slots=SlotTable(config.adapter_slots),
             cache=self._cache,
             max_step_tokens=config.max_step_tokens,
+            give_way=device.type == "cpu",
             clock=clock,
         )
         contiguous = self._cache if isinstance(self._cache, KVCache) else None

@@ -73,7 +73,7 @@ class TokenCounter:
         account.served += (PROMPT_WEIGHT * prompt + GENERATED_WEIGHT * generated) / account.share
 
     def owing(self, tenant: str, held: Mapping[str, int], places: int) -> list[str]:
-        """The tenants that have to give up one of their places to a tenant that finds none, the most served first.
+        """The tenants that have to give up one of their places to a tenant if it finds none, the most served first.
 
         A tenant's due is its share of the places among all that hold some or have something waiting, and at least one.
         Who wants no more than its due in all may take places up to it; who wants more, only while it holds clearly
@@ -81,15 +81,16 @@ class TokenCounter:
         and tenants that all have a backlog wait for what becomes free, which costs nothing.
 
         Args:
-            tenant: Who wants a place.
+            tenant: Who wants a place, or got one.
             held: Places by tenant.
             places: How many there are.
         """
-        shares = {name: account.share for name, account in self._accounts.items() if account.waiting or name in held}
+        there = {tenant, *held}
+        shares = {name: account.share for name, account in self._accounts.items() if account.waiting or name in there}
         total = sum(shares.values())
 
         def due(name: str) -> float:
-            return max(1.0, places * shares.get(name, 1.0) / total)
+            return max(1.0, places * shares[name] / total)
 
         has, wants = held.get(tenant, 0), self._accounts[tenant].waiting
         if has + wants > due(tenant) and has >= max(1.0, TAKES_BELOW * due(tenant)):

@@ -57,6 +57,8 @@ class _Step:
     admitted: list[Admission] = field(default_factory=list)
     taken: Counter[str] = field(default_factory=Counter)
     """Tokens of the budget by tenant."""
+    giving_way: set[str] = field(default_factory=set)
+    """Tenants that leave the step to others' prompts."""
 
     def keep(self, wanted: Callable[[Sequence], bool]) -> None:
         """Leave of those that wait only the wanted ones in line."""
@@ -77,10 +79,20 @@ class Scheduler:
     its tenant. An arrival needs a row of the cache, if it generates, and an adapter slot. A tenant that finds none and
     wants no more than its share of them, or holds clearly less, gets one at once from the most served of those that
     hold more than theirs: the answer that is cheapest to compute again waits again, with all that it has said, before
-    whatever came later of its tenant and priority. Any other arrival that finds no row stops all arrivals behind it
-    that need one, or long ones would wait for ever; one that finds every adapter slot pinned is passed over, until it
-    has waited ``patience`` seconds: from then on only the bare base, which needs no slot, overtakes it. With one tenant
-    all this is first come, first served.
+    whatever came later of its tenant and priority. Who would have to give up a row to a tenant also gives way to
+    the ends of its prompts: it is left out of their step, answers and prompts, though never out of two in a row, so
+    that a first token does not wait for tokens that may as well come a step later. Any other arrival that finds no row
+    stops all arrivals behind it that need one, or long ones would wait for ever; one that finds every adapter slot
+    pinned is passed over, until it has waited ``patience`` seconds: from then on only the bare base, which needs no
+    slot, overtakes it. With one tenant all this is first come, first served.
+
+    Args:
+        slots: Adapter slots.
+        cache: Rows for keys and values; None for an encoder.
+        max_step_tokens: Tokens of a step, at most.
+        patience: Seconds.
+        give_way: Whether anybody is left out of a step: of no use where few rows take as long as many.
+        clock: Seconds.
     """
 
     def __init__(
@@ -90,12 +102,14 @@ class Scheduler:
         cache: Cache | None,
         max_step_tokens: int,
         patience: float = 1.0,
+        give_way: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.slots = slots
         self.cache = cache
         self.max_step_tokens = max_step_tokens
         self.patience = patience
+        self.give_way = give_way
         self.clock = clock
         self.running: list[Sequence] = []
         self.served = TokenCounter()
@@ -103,6 +117,8 @@ class Scheduler:
         self._queues: defaultdict[str, list[Sequence]] = defaultdict(list)
         """By tenant, what waits, in order; tenants without any are left out."""
         self._places = count()
+        self._gave_way: set[str] = set()
+        """Tenants that were left out of the last step."""
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence."""
@@ -130,6 +146,7 @@ class Scheduler:
             self.served.charge(item.sequence.scope, generated=1)
         step = _Step(decoding, self._lines(), self.max_step_tokens - len(decoding), self._least_served())
         self._share_out(step)
+        self._gave_way = step.giving_way
         work = sorted((*step.decoding, *step.prompts), key=lambda item: item.sequence.slot)
         return Plan(tuple(step.admitted), tuple(work))
 
@@ -176,15 +193,36 @@ class Scheduler:
         step.prompts.append(Work(sequence, tokens))
         step.budget -= tokens
         step.taken[sequence.scope] += tokens
-        says = not sequence.classifies and tokens == sequence.pending
-        self.served.charge(sequence.scope, prompt=tokens, generated=int(says))
+        ends = tokens == sequence.pending
+        if ends:
+            self._make_way(sequence.scope, step)
+        self.served.charge(sequence.scope, prompt=tokens, generated=int(ends and not sequence.classifies))
         return True
 
     def _allowed(self, sequence: Sequence, step: _Step) -> int:
         """Tokens that a sequence's tenant may still have in a step: beside one that was served less only a part."""
+        if sequence.scope in step.giving_way:
+            return 0
         if sequence.scope == step.least_served:
             return self.max_step_tokens
         return max(0, ceil(PART_BESIDE_OTHERS * self.max_step_tokens) - step.taken[sequence.scope])
+
+    def _make_way(self, tenant: str, step: _Step) -> None:
+        """Leave who owes a tenant a row out of the step that ends a prompt of that tenant; never twice in a row."""
+        if not self.give_way:
+            return
+        held = Counter(sequence.scope for sequence in self.running if sequence.row is not None)
+        owing = self.served.owing(tenant, held, self._rows)
+        step.giving_way.update(name for name in owing if name not in self._gave_way and name not in step.taken)
+        self._put_off(step, lambda sequence: sequence.scope in step.giving_way)
+
+    def _put_off(self, step: _Step, which: Callable[[Sequence], bool]) -> None:
+        """Take running answers out of a step: their next tokens have to wait."""
+        later = [item for item in step.decoding if which(item.sequence)]
+        step.decoding = [item for item in step.decoding if not which(item.sequence)]
+        step.budget += len(later)
+        for item in later:
+            self.served.charge(item.sequence.scope, generated=-1)
 
     def _text_fits(self, sequence: Sequence, allowed: int, step: _Step) -> bool:
         """Whether a text, which is computed whole, may join a step.
@@ -248,11 +286,14 @@ class Scheduler:
                     pinned[other.adapter.digest].append(other)
             if not self._take_back(sequence.scope, pinned.values(), self.slots.slots, step):
                 return
-        rows = self.cache.rows if self.cache is not None else 0
         while self._lacks_row(sequence):
             holders = [[other] for other in self.running if other.row is not None]
-            if not self._take_back(sequence.scope, holders, rows, step):
+            if not self._take_back(sequence.scope, holders, self._rows, step):
                 return
+
+    @property
+    def _rows(self) -> int:
+        return self.cache.rows if self.cache is not None else 0
 
     def _has_slot(self, digest: str) -> bool:
         pinned = {sequence.adapter.digest for sequence in self.running if sequence.adapter is not None}
@@ -283,10 +324,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence, step: _Step) -> None:
         """Have a running sequence wait again; what it has said so far it will read like a prompt."""
-        if _decodes(sequence):
-            step.decoding = [item for item in step.decoding if item.sequence is not sequence]
-            step.budget += 1
-            self.served.charge(sequence.scope, generated=-1)
+        self._put_off(step, lambda other: other is sequence)
         self.finish(sequence, scrub=not sequence.decoding)  # nobody has looked yet whether half a prompt is finite
         sequence.computed = sequence.slot = 0
         sequence.preempted += 1

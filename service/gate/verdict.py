@@ -12,6 +12,7 @@ from adapters.database.database import Database, insert, now
 from adapters.database.schema import checks, gates
 from adapters.names import AdapterName
 from adapters.registry import Registry
+from adapters.splits import end_splits, find_split
 from service.gate.rules import GateRules
 
 KEPT = 20
@@ -69,7 +70,7 @@ class Gates:
             return {alias: GateRules.model_validate(rules) for alias, rules in connection.execute(wanted)}
 
     def set(self, name: AdapterName, alias: str, rules: GateRules, *, by: str) -> None:
-        """Demand something from now on."""
+        """Demand something from now on. Nothing has passed yet: a split that sends requests to others is ended."""
         plain = rules.model_dump(mode="json")
         row = {"tenant": name.tenant, "name": name.name, "alias": alias, "rules": plain, "changed_at": now()}
         with Registry(self._database).changing(name) as (connection, _):
@@ -78,6 +79,9 @@ class Gates:
             changed = {"rules": plain, "changed_at": row["changed_at"]}
             connection.execute(statement.on_conflict_do_update(index_elements=key, set_=changed))
             record(connection, "set_gate", by, adapter=name, alias=alias)
+            split = find_split(connection, name, alias)
+            if split is not None and split.candidates:
+                end_splits(connection, name, by, "set_gate", alias)
 
     def remove(self, name: AdapterName, alias: str, *, by: str) -> bool:
         """Demand nothing any more; False if nothing was demanded."""

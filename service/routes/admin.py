@@ -104,10 +104,12 @@ async def list_grants(request: Request, tenant: str, name: str) -> Response:
 
 
 async def grant(request: Request, tenant: str, name: str, grantee: str) -> Response:
-    """Open an adapter to another tenant."""
+    """Open an adapter to another tenant; a tenant's own key is not told whether there is such a tenant."""
     caller, adapter = caller_of(request), owned(request, tenant, name)
-    directory = state_of(request).directory
-    return await _grants(request, adapter, lambda: directory.grant(adapter, grantee, by=caller.key_id))
+    directory, must_exist = state_of(request).directory, caller.is_operator
+    return await _grants(
+        request, adapter, lambda: directory.grant(adapter, grantee, by=caller.key_id, must_exist=must_exist)
+    )
 
 
 async def withdraw(request: Request, tenant: str, name: str, grantee: str) -> Response:

@@ -1,6 +1,5 @@
 """POST /v1/adapters: an adapter's files, or an archive of them, streamed to disk, checked as a whole and published."""
 
-import asyncio
 import os
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from service.state import state_of
 from service.tenants.caller import Caller, caller_of
 from service.upload_fields import UploadFields
 from service.upload_form import ARCHIVE_FILE, UploadForm
+from service.uploads import in_thread
 
 UPLOAD_PATH = "/v1/adapters"
 GATHERED = 1 << 20
@@ -39,7 +39,7 @@ async def upload_adapter(request: Request) -> Response:
             fields = await _receive(
                 request, UploadForm(request.headers.get("content-type", ""), folder, most, caller.tenant)
             )
-            await asyncio.to_thread(_settle, folder, fields.created_at, most)
+            await in_thread(_settle, folder, fields.created_at, most)
             published: Published = await state.client.ask(
                 _question(fields, folder, caller), seconds + CHECKS_TIMEOUT_S * len(fields.alias)
             )
@@ -57,9 +57,9 @@ async def _receive(request: Request, form: UploadForm) -> UploadFields:
         async for chunk in request.stream():
             gathered += chunk
             if len(gathered) >= GATHERED:
-                await asyncio.to_thread(form.feed, bytes(gathered))
+                await in_thread(form.feed, bytes(gathered))
                 gathered.clear()
-        await asyncio.to_thread(form.feed, bytes(gathered))
+        await in_thread(form.feed, bytes(gathered))
         return form.finish()
     except ClientDisconnect:
         raise ClientGoneError("The client closed the connection before its upload was whole.") from None

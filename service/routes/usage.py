@@ -1,10 +1,7 @@
 """GET /v1/usage: what was used, as JSON or CSV."""
 
-import csv
-import io
-from collections.abc import Sequence
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from anyio import to_thread
 from fastapi import Query as Parameter
@@ -14,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from service.errors import TenantNotFoundError
 from service.state import state_of
 from service.tenants.caller import caller_of
-from service.usage import GROUPS, Query, Used, columns, read_usage
+from service.usage import GROUPS, Query, csv_of, read_usage
 
 
 async def show_usage(  # noqa: PLR0917 (FastAPI passes them by name)
@@ -37,13 +34,5 @@ async def show_usage(  # noqa: PLR0917 (FastAPI passes them by name)
     database = state_of(request).database
     rows = await to_thread.run_sync(lambda: read_usage(database, query))
     if format == "csv":
-        return Response(_csv(rows, groups), media_type="text/csv")
+        return Response(csv_of(rows, groups), media_type="text/csv")
     return JSONResponse({"object": "list", "data": [row.as_dict() for row in rows]})
-
-
-def _csv(rows: Sequence[Used], groups: Sequence[str]) -> str:
-    text = io.StringIO()
-    writer: csv.DictWriter[Any] = csv.DictWriter(text, columns(groups), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(row.as_dict() for row in rows)
-    return text.getvalue()

@@ -20,6 +20,8 @@ from service.limits import TenantLimits
 LIMITS = ("share", "requests_per_minute", "tokens_per_minute", "concurrent", "resident_bytes")
 LEAST_SHARE, MOST_SHARE = 1e-3, 1e3
 """Counters of service are divided by shares: far apart ones would swallow each other."""
+MOST_GRANTEES = 1000
+"""Tenants that one adapter may be open to; names are taken whether there is such a tenant or not."""
 LIMIT_COLUMNS = tuple(tenants.c[name] for name in LIMITS)
 
 
@@ -102,13 +104,29 @@ class Directory:
 
     # Grants
 
-    def grant(self, adapter: AdapterName, grantee: str, *, by: str) -> None:
-        """Let another tenant use an adapter; granting twice changes nothing."""
+    def grant(self, adapter: AdapterName, grantee: str, *, by: str, must_exist: bool = True) -> None:
+        """Let another tenant use an adapter; granting twice changes nothing.
+
+        Without ``must_exist`` the name is taken as it is, so that who grants does not learn whether there is such a
+        tenant; the grant holds as soon as there is one.
+
+        Raises:
+            AdapterNameError: It is no name for a tenant.
+            AdapterUnknownError: There is no such adapter.
+            InvalidRequestError: It is the adapter's own tenant, or the adapter is open to too many.
+            TenantNotFoundError: There is no such tenant.
+        """
+        check_part(grantee, "tenant")
         if grantee == adapter.tenant:
             raise InvalidRequestError(f"{adapter} belongs to '{grantee}' itself.", param="grantee")
         with _changing(self._database, adapter) as connection:
-            _get(connection, grantee)
-            if grantee not in _grantees(connection, adapter):
+            if must_exist:
+                _get(connection, grantee)
+            there = _grantees(connection, adapter)
+            if grantee not in there:
+                if len(there) >= MOST_GRANTEES:
+                    message = f"{adapter} is open to {MOST_GRANTEES} tenants already: withdraw a grant first."
+                    raise InvalidRequestError(message, param="grantee")
                 row = {"tenant": adapter.tenant, "name": adapter.name, "grantee": grantee, "granted_at": now()}
                 insert_missing(connection, grants, **row)
                 record(connection, "grant", by, adapter=adapter, grantee=grantee)
@@ -121,7 +139,7 @@ class Directory:
                 record(connection, "withdraw", by, adapter=adapter, grantee=grantee)
 
     def grantees(self, adapter: AdapterName) -> list[str]:
-        """The tenants that may use an adapter beside its own."""
+        """The names of the tenants that may use an adapter beside its own, there or not."""
         with self._database.reading() as connection:
             _check_adapter(connection, adapter)
             return _grantees(connection, adapter)

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, select, update
 from adapters.audit import record
 from adapters.database.database import Database, now
 from adapters.database.schema import api_keys, tenants
-from service.errors import InvalidRequestError, KeyNotFoundError, TenantNotFoundError
+from service.errors import InvalidRequestError, KeyNotFoundError, KeyRotatedError, TenantNotFoundError
 from service.tenants.caller import SCOPES, UNLIMITED, Caller
 from service.tenants.directory import LIMIT_COLUMNS, limits_in
 
@@ -39,6 +39,8 @@ class Key:
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    successor: str | None = None
+    """The id of the key that it was rotated to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +84,22 @@ class Keys:
         return made
 
     def rotate(self, key_id: str, *, by: str, overlap: float = 0.0, tenant: str | None = None) -> NewKey:
-        """Make another key like this one, which ends after ``overlap`` seconds."""
+        """Make another key like this one, which ends after ``overlap`` seconds.
+
+        Raises:
+            KeyRotatedError: It has a successor already.
+            InvalidRequestError: It has ended.
+        """
         with self._database.writing() as connection:
             old = _living(connection, key_id, tenant)
+            if old.successor is not None:
+                raise KeyRotatedError(key_id, old.successor)
             made = _insert(connection, old.tenant, old.scopes, old.label, old.expires_at)
             ends = now() + timedelta(seconds=overlap)
-            if old.expires_at is None or ends < old.expires_at:
-                connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(expires_at=ends))
+            if old.expires_at is not None:
+                ends = min(ends, old.expires_at)
+            changed = {"expires_at": ends, "successor": made.key.id}
+            connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(changed))
             record(connection, "rotate_key", by, tenant=old.tenant, key=key_id, successor=made.key.id, overlap=overlap)
         return made
 

@@ -17,6 +17,7 @@ import sqlalchemy.event
 import transformers
 
 from adapters.base import BaseSource
+from adapters.database.database import Database
 from adapters.errors import AdapterError
 from adapters.names import AdapterName
 from adapters.store import Store
@@ -34,10 +35,17 @@ def process(target: Callable[..., None], *args: Any) -> ForkServerProcess:
     return _CONTEXT.Process(target=target, args=args)
 
 
-def publish_all(root: Path, base: BaseSource, folders: Sequence[Path], name: AdapterName, start: int) -> None:
+def store_at(root: Path, url: str | None = None) -> Store:
+    """The store in a folder, with its database elsewhere if there is a URL."""
+    return Store(root, Database(url) if url is not None else None)
+
+
+def publish_all(
+    root: Path, base: BaseSource, folders: Sequence[Path], name: AdapterName, start: int, url: str | None = None
+) -> None:
     """Publish each folder once, beginning with the one at ``start``."""
     for index in range(len(folders)):
-        Store(root).publish(folders[(start + index) % len(folders)], name, base)
+        store_at(root, url).publish(folders[(start + index) % len(folders)], name, base)
 
 
 def set_aliases(root: Path, name: AdapterName, digest: str, aliases: Sequence[str]) -> None:
@@ -84,10 +92,15 @@ def crash_at(
 
 
 def write_for_ever(
-    root: Path, base: BaseSource, folders: Sequence[Path], names: Sequence[AdapterName], seed: int
+    root: Path,
+    base: BaseSource,
+    folders: Sequence[Path],
+    names: Sequence[AdapterName],
+    seed: int,
+    url: str | None = None,
 ) -> None:
     """Publish, move aliases and delete, in any order, until killed."""
-    store, chance = Store(root), random.Random(seed)
+    store, chance = store_at(root, url), random.Random(seed)
     while True:
         name = chance.choice(names)
         # Choosing what has just been deleted is an error, and no concern of this test.

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -30,6 +31,25 @@ def test_the_newest_migration_is_the_one_that_is_asked_for() -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
     assert ScriptDirectory.from_config(config).get_heads() == [schema.HEAD]
+
+
+def test_rows_from_before_are_kept(database: Database) -> None:
+    """A grant keeps its row though its table is made anew, and is to a name from then on."""
+    engine, config = database._connected(), Config()
+    config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
+    key = {"tenant": "acme", "name": "shared"}
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+        for name in ("acme", "zeta"):
+            insert_missing(connection, schema.tenants, name=name, created_at=now())
+        connection.execute(schema.adapters.insert().values(**key, created_at=now(), served=True))
+        connection.execute(schema.grants.insert().values(**key, grantee="zeta", granted_at=now()))
+    engine.dispose()
+    with database.writing() as connection:
+        connection.execute(schema.grants.insert().values(**key, grantee="nobody-yet", granted_at=now()))
+    with database.reading() as connection:
+        assert set(connection.execute(select(schema.grants.c.grantee)).scalars()) == {"zeta", "nobody-yet"}
 
 
 def test_a_transaction_happens_whole_or_not_at_all(database: Database) -> None:

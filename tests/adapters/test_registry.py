@@ -99,6 +99,14 @@ def test_deleting_does_not_open_a_gate(registry: Registry) -> None:
     assert pointers(registry).aliases == {"latest": A}
 
 
+def test_falling_back_behind_a_gate_forgets_no_more_than_it_must(registry: Registry) -> None:
+    publish(registry, A, B, C)
+    gate(registry)
+    registry.delete_version(NAME, C, now(), "test")
+    assert pointers(registry).aliases == {"latest": B}
+    assert registry.roll_back(NAME, "latest", "test") == A
+
+
 def test_an_alias_that_was_moved_meanwhile_stays(registry: Registry) -> None:
     publish(registry, A, B, C, aliases=("latest",))
     with pytest.raises(AdapterExistsError, match="moved meanwhile"):

@@ -322,6 +322,7 @@ def test_every_change_is_in_the_audit_log(store: Store, variants: list[Path], ba
         store.set_alias(NAME, "stable", second)
     told = [(event.action, event.digest, event.alias, event.actor) for event in read_events(store.database)]
     assert told[::-1] == [
+        ("create_tenant", None, None, "key-1"),
         ("publish", first, None, "key-1"),
         ("publish", second, None, "key-1"),
         ("promote", first, "stable", "key-2"),
@@ -453,7 +454,7 @@ def test_a_lost_database_loses_no_version(store: Store, variants: list[Path], ba
     assert again.recover() == []
     assert {version.digest for version in again.versions(NAME)} == {first.digest, second.digest}
     assert again.resolve(ref("acme/support")) == again.versions(NAME)[-1]
-    assert [event.action for event in read_events(again.database)] == ["adopt"]
+    assert [event.action for event in read_events(again.database)] == ["adopt", "create_tenant"]
 
 
 def test_a_store_from_before_the_database_is_taken_over(

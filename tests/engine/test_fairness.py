@@ -45,6 +45,8 @@ class Simulation:
     spoke: dict[str, float] = field(default_factory=dict)
     """When each sequence got its first token."""
     names: int = 0
+    left_out: set[str] = field(default_factory=set)
+    """Tenants whose running answers got no token in the last step."""
     takes: Callable[[Plan], float] = lambda _: 0.1
     """Seconds of a step."""
 
@@ -79,6 +81,7 @@ class Simulation:
     def step(self) -> Plan:
         """Schedule, compute, and check whatever has to hold after every step."""
         plan = self.scheduler.schedule()
+        self.check_left_out(plan)
         self.clock.now += self.takes(plan)
         budget = max(self.budget, len(self.scheduler.running))
         texts = [item for item in plan.work if item.sequence.classifies]
@@ -103,6 +106,18 @@ class Simulation:
         self.scheduler.check_integrity()
         self.now += 1
         return plan
+
+    def check_left_out(self, plan: Plan) -> None:
+        """Who is left out of a step leaves it to another's prompt, as a whole, and never twice in a row."""
+        busy = {item.sequence.scope for item in plan.work}
+        running = {sequence.key: sequence for sequence in self.scheduler.running if sequence.row is not None}
+        for item in plan.work:
+            running.pop(item.sequence.key, None)
+        left_out = {sequence.scope for sequence in running.values() if sequence.decoding and sequence.pending == 1}
+        assert not left_out & busy, "some of a tenant's answers are left out"
+        assert not left_out & self.left_out, "left out twice"
+        assert not left_out or any(item.tokens == item.sequence.pending for item in plan.work), "for nothing"
+        self.left_out = left_out
 
     def remove(self, name: str) -> set[str]:
         return {sequence.request_id for sequence in self.scheduler.remove(lambda sequence: sequence.request_id == name)}
@@ -255,10 +270,15 @@ def test_no_row_is_left_free_while_an_answer_waits(work: list[tuple], rows: int)
 
 
 def assert_conserves(sim: Simulation) -> None:
-    """A step ends with its tokens spent, all rows taken or nothing waiting; beside another a tenant may get half."""
-    scheduler = sim.scheduler
-    tenants = {sequence.scope for sequence in (*scheduler.waiting, *scheduler.running)}
-    plan = sim.step()
+    """A step ends with its tokens spent, all rows taken or nothing waiting; beside another a tenant may get half.
+
+    Steps from which a tenant was left out are looked past: what it might have had comes in the next.
+    """
+    scheduler, looking = sim.scheduler, True
+    while looking:
+        tenants = {sequence.scope for sequence in (*scheduler.waiting, *scheduler.running)}
+        plan = sim.step()
+        looking = bool(scheduler._gave_way)
     spent = sum(item.tokens for item in plan.work) >= (sim.budget if len(tenants) == 1 else sim.budget // 2)
     assert spent or not scheduler.waiting or len(plan.work) >= sim.rows, "room, and something waits"
     assert plan.work or not tenants
@@ -334,6 +354,56 @@ def test_long_prompts_in_progress_do_not_keep_another_waiting() -> None:
     assert [item.tokens for item in plan.work] == [BUDGET], "nothing is kept back for who is not there"
 
 
+def test_answers_beyond_the_share_are_left_out_of_a_step_with_another_s_prompt() -> None:
+    sim = Simulation()
+    sim.add("polite", 2, 1)
+    flooded(sim)
+    shapes = []
+    for _ in range(5):
+        sim.add("polite", 5, 1)
+        shapes.append(Counter(item.sequence.scope for item in sim.step().work))
+    short, whole = {"polite": 1}, {"polite": 1, "flood": ROWS - 1}
+    assert shapes == [short, whole, short, whole, short], "never twice in a row"
+    assert sim.step().work, "and whoever was left out goes on"
+
+
+def test_prompts_beyond_the_share_are_left_out_too() -> None:
+    sim = Simulation(rows=8)
+    flooded(sim)
+    for _ in range(2):  # rows for prompts of the flood, which are in progress and wait
+        sim.remove(sim.scheduler.running[0].request_id)
+        sim.add("flood", 3 * BUDGET, 1, priority=-1)
+    sim.step()
+    sim.add("polite", 5, 1)
+    assert {item.sequence.scope for item in sim.step().work} == {"polite"}
+    assert {item.tokens for item in sim.step().work if item.tokens > 1} == {BUDGET - 6}
+
+
+def test_nobody_within_its_share_is_left_out() -> None:
+    sim = Simulation(rows=8)
+    for _ in range(4):
+        sim.add("one", 2, 100)
+    sim.step()
+    sim.add("two", 5, 1)
+    assert len(sim.step().work) == 5
+
+
+def test_nobody_is_left_out_where_that_saves_no_time() -> None:
+    sim = Simulation()
+    sim.scheduler.give_way = False
+    flooded(sim)
+    sim.add("polite", 5, 1)
+    assert len(sim.step().work) == ROWS
+
+
+def test_a_text_is_made_way_for_like_a_prompt() -> None:
+    sim = Simulation()
+    flooded(sim)
+    sim.add("polite", 5, None)
+    assert [item.sequence.scope for item in sim.step().work] == ["polite"]
+    assert len(sim.step().work) == ROWS
+
+
 def test_a_tenant_takes_no_more_than_its_share_of_rows() -> None:
     sim = Simulation(rows=8, shares={"flood": 1.0, "polite": 3.0})
     flooded(sim)
@@ -403,11 +473,11 @@ def over_time(load: str, *, fair: bool, seconds: float = 12.0) -> tuple[float, f
     return percentile(times, 0.95), sum(sim.service.values()) / sim.clock.now
 
 
-def test_a_flood_changes_a_polite_tenant_s_p95_by_half_at_most_and_costs_nothing() -> None:
+def test_a_flood_changes_a_polite_tenant_s_p95_by_a_quarter_at_most_and_costs_nothing() -> None:
     share, _ = over_time("share", fair=True)
     flood, service = over_time("flood", fair=True)
     rival, most = over_time("flood", fair=False)
-    assert flood <= 1.5 * share
+    assert flood <= 1.25 * share
     assert rival > 20 * share
     assert service >= 0.95 * most
 
@@ -439,19 +509,24 @@ def test_a_stopped_answer_says_what_it_would_have_said(llama: Zoo, cpu_kernels: 
             asked("one", "flood", "small", max_tokens=24),
             asked("two", "flood", "wide", max_tokens=24, **sampled),
             asked("three", "flood", None, max_tokens=24, **sampled),
+            asked("four", "flood", None, max_tokens=24),
         ]
 
     wanted = {
         sequence.request_id: drain(llama.engine(kernels=cpu_kernels), sequence)[sequence.request_id]
         for sequence in flood()
     }
-    engine = llama.engine(kernels=cpu_kernels, max_running=3, adapter_slots=2)
+    engine = llama.engine(kernels=cpu_kernels, max_running=4, adapter_slots=2)
     for sequence in flood():
         engine.submit(sequence)
-    found = {name: Outcome() for name in ("one", "two", "three", *"pqrst")}
+    found = {name: Outcome() for name in ("one", "two", "three", "four", *"pqrst")}
+    left_out = 0
     for polite in "pqrst":
-        for event in (event for _ in range(3) for event in engine.step()):
-            found[event.request_id].add(event)
+        for _ in range(3):
+            events = engine.step()
+            left_out += bool(events) and {event.request_id for event in events} <= set("pqrst")
+            for event in events:
+                found[event.request_id].add(event)
         engine._scheduler.check_integrity()
         engine.submit(asked(polite, "polite", "patterns" if polite in "qs" else None, max_tokens=2))
     while engine.has_work():
@@ -459,6 +534,7 @@ def test_a_stopped_answer_says_what_it_would_have_said(llama: Zoo, cpu_kernels: 
             found[event.request_id].add(event)
     assert_idle(engine)
     assert engine._scheduler.preemptions >= 4
+    assert left_out >= 4, "the flood was left out of too few steps"
     for name, outcome in wanted.items():
         assert (found[name].tokens, found[name].text) == (outcome.tokens, outcome.text)
         finished = found[name].finished

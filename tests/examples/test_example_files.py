@@ -3,7 +3,6 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,15 @@ from examples.generator.material import FOLDER as MATERIAL
 from examples.generator.phrasing import Phrasings
 from examples.generator.reviews import build_reviews
 from examples.generator.rows import InstructionRow, ReviewRow, normalise
+from examples.generator.tickets import build_tickets
 from examples.generator.vocabulary import TURNED
 from examples.make_examples import FOLDER, counts, main, make_files
+from tests.examples.reading import read, sentences
 
 SHARED_DATA = FOLDER.parent.parent / "shared" / "data"
 INSTRUCTIONS = build_instructions()
 REVIEWS = build_reviews()
+TICKETS = build_tickets()
 PHRASINGS = {
     id(value): value
     for module in (passive, rewriting, corrections, vocabulary)
@@ -34,16 +36,6 @@ ASKED_LATER = (
     "This is not worth watching even once.",
     "This one is a pass.",
 )
-
-
-def read(name: str) -> list[dict[str, str]]:
-    return [json.loads(line) for line in (FOLDER / name).read_text(encoding="utf-8").splitlines()]
-
-
-def sentences(text: str) -> Iterator[str]:
-    for part in re.split(r"(?<=[.!?:])\s+", text):
-        if len(normalise(part).split()) >= 3:
-            yield normalise(part)
 
 
 def test_the_files_are_what_the_script_makes() -> None:
@@ -181,14 +173,16 @@ def test_the_material_holds_no_brackets_of_a_broken_mark() -> None:
     not SHARED_DATA.is_dir(), reason="the public data sets to compare with are not beside this checkout"
 )
 def test_no_row_is_a_row_of_a_public_data_set() -> None:
-    reviews = {normalise(row.text) for row in REVIEWS.train + REVIEWS.heldout}
+    texts = {
+        normalise(row.text) for part in (REVIEWS.train, REVIEWS.heldout, TICKETS.train, TICKETS.heldout) for row in part
+    }
     answers = {
         (normalise(row.instruction), normalise(row.input), normalise(row.output))
         for row in INSTRUCTIONS.train + INSTRUCTIONS.heldout
     }
     for path in sorted(SHARED_DATA.glob("*/*.json*")):
         for row in public_rows(path):
-            assert normalise(row.get("text", "")) not in reviews, (path.name, row["text"])
+            assert normalise(row.get("text", "")) not in texts, (path.name, row["text"])
             key = tuple(normalise(row.get(name) or "") for name in ("instruction", "input", "output"))
             assert key not in answers, (path.name, key)
 

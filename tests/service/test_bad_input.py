@@ -419,6 +419,20 @@ def test_not_http_at_all(server: RunningServer) -> None:
         assert b"400" in raw.recv(1000)
 
 
+@pytest.mark.parametrize("protocol", ["websocket", "WebSocket", "h2c"])
+def test_another_protocol_is_declined_at_once(server: RunningServer, protocol: str) -> None:
+    """Who asks for one is answered in HTTP, as the standard has it: nothing here speaks another."""
+    asked = (
+        f"Host: x\r\nConnection: Upgrade, close\r\nUpgrade: {protocol}\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    for path, status in (("/healthz", b"200"), ("/v1/models", b"401"), ("/nowhere", b"401")):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as raw:
+            raw.sendall(f"GET {path} HTTP/1.1\r\n{asked}".encode())
+            assert raw.recv(1000).startswith(b"HTTP/1.1 " + status)
+    assert "upgrade" not in server.output().lower()  # strangers do not fill the log
+
+
 @pytest.mark.parametrize("count", [-1, 0])
 def test_max_tokens_below_one(server: RunningServer, count: int) -> None:
     assert "1" in refused(complete(server, max_tokens=count), 400, "invalid_value", "max_tokens")

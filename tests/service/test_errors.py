@@ -21,6 +21,7 @@ STATUSES = {
     "ClientGoneError": 499, "ServerError": 500, "EngineUnavailableError": 503, "DeadlineExceededError": 504,
     "StorageFullError": 507, "RateLimitedError": 429, "NotFoundError": 404, "AdapterUnknownError": 404,
     "TenantNotFoundError": 404, "KeyNotFoundError": 404, "TenantExistsError": 409, "GateFailedError": 409,
+    "KeyRotatedError": 409,
 }  # fmt: skip
 ADAPTER_STATUSES = {
     "AdapterNameError": 400, "AdapterNotFoundError": 404, "AdapterExistsError": 409, "AdapterFormatError": 422,
@@ -47,8 +48,8 @@ def test_the_tree_is_complete_and_drawn() -> None:
 
 @pytest.mark.parametrize(("name", "status"), STATUSES.items())
 def test_service_errors(name: str, status: int) -> None:
-    more = ("stable", ["differs: it does not"]) if name == "GateFailedError" else ()
-    error = getattr(errors, name)("something", *more)
+    more = {"GateFailedError": ("stable", ["differs: it does not"]), "KeyRotatedError": ("0123456789ab",)}
+    error = getattr(errors, name)("something", *more.get(name, ()))
     detail = describe(error)
     assert detail.status == status
     assert detail.code

@@ -196,6 +196,20 @@ def test_a_split_does_not_go_round_a_gate(
     assert httpx.delete(url, headers=keys["publish"]).is_success
 
 
+def test_a_gate_ends_a_split_to_what_has_not_passed(
+    owned: RunningServer, keys: dict[str, dict[str, str]], other: str
+) -> None:
+    url, own = f"{owned.url}/v1/adapters/acme/write/splits/latest", aliases(owned)["latest"]
+    for weights, status in (({own: 1}, 200), ({own: 1, other: 0}, 200), ({own: 1, other: 1}, 404)):
+        assert httpx.put(url, json={"versions": weights}, headers=keys["publish"]).is_success
+        assert owned.http.put(f"{GATES}/latest", json={}).status_code == 200
+        assert httpx.get(url, headers=keys["publish"]).status_code == status
+        assert owned.http.delete(f"{GATES}/latest").status_code == 200
+        httpx.delete(url, headers=keys["publish"])
+    events = owned.http.get("/v1/events?adapter=acme/write&limit=4").json()["data"]
+    assert {"end_split": {"why": "set_gate"}}.items() <= {one["action"]: one["detail"] for one in events}.items()
+
+
 def test_an_adapter_with_a_gate_is_not_deleted(
     owned: RunningServer, keys: dict[str, dict[str, str]], gate: str, other: str
 ) -> None:

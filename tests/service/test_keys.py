@@ -12,11 +12,13 @@ from adapters.database.database import Database, now
 from adapters.database.schema import adapters, api_keys
 from adapters.errors import AdapterNameError
 from adapters.names import AdapterName
+from adapters.pointers import Pointers
 from adapters.registry import Registry
 from service.errors import (
     AdapterUnknownError,
     InvalidRequestError,
     KeyNotFoundError,
+    KeyRotatedError,
     PermissionDeniedError,
     TenantExistsError,
     TenantNotFoundError,
@@ -97,11 +99,32 @@ def test_rotation_can_overlap(keys: Keys) -> None:
     assert (new.key.tenant, new.key.scopes, new.key.label) == ("acme", ("infer", "train"), "app")
     assert caller(keys, old.secret) is not None
     assert caller(keys, new.secret) is not None
+    (shown,) = [key for key in keys.all("acme") if key.id == old.key.id]
+    assert shown.successor == new.key.id
     third = keys.rotate(new.key.id, by="test")
     assert caller(keys, new.secret) is None
     assert caller(keys, third.secret) is not None
     with pytest.raises(KeyNotFoundError):
         keys.rotate(third.key.id, by="test", tenant="zeta")
+
+
+def test_a_key_is_rotated_once(keys: Keys) -> None:
+    """A second successor would end with the overlap of the first rotation."""
+    old = keys.create("acme", ["infer"], by="test")
+    new = keys.rotate(old.key.id, by="test", overlap=60)
+    for overlap in (0, 3600):
+        with pytest.raises(KeyRotatedError, match=f"its successor is {new.key.id}"):
+            keys.rotate(old.key.id, by="test", overlap=overlap)
+    assert caller(keys, old.secret) is not None
+    keys.revoke(new.key.id, by="test")
+    with pytest.raises(KeyRotatedError):
+        keys.rotate(old.key.id, by="test")
+    assert len(keys.all("acme")) == 2
+    # What ends anyway keeps its end, and hands it on.
+    ends = now() + timedelta(seconds=30)
+    short = keys.create("acme", ["infer"], by="test", expires_at=ends)
+    assert keys.rotate(short.key.id, by="test", overlap=3600).key.expires_at == ends
+    assert {key.expires_at for key in keys.all("acme") if key.id == short.key.id} == {ends}
 
 
 def test_bad_keys_are_refused(keys: Keys) -> None:
@@ -194,6 +217,28 @@ def test_tenants_and_their_limits(directory: Directory) -> None:
     assert [tenant.name for tenant in directory.all()] == ["acme"]
 
 
+def test_a_tenant_that_comes_with_an_adapter_is_in_the_audit_log(directory: Directory, database: Database) -> None:
+    registry = Registry(database)
+    directory.create("acme", {}, by="test")
+    for name, digest in (("one", "a"), ("one", "b"), ("two", "a")):
+        registry.announce(AdapterName("fresh", name), digest * 64, "key-1")
+    for name in ("one", "two"):
+        registry.announce(AdapterName("acme", name), "a" * 64, "key-1")
+    for tenant, by in (("fresh", "key-1"), ("acme", "test")):
+        (made,) = [event for event in read_events(database, tenant=tenant) if event.action == "create_tenant"]
+        assert (made.actor, made.name) == (by, None)
+    directory.change("fresh", {"share": 2.0}, by="test")
+    with pytest.raises(TenantExistsError):
+        directory.create("fresh", {}, by="test")
+
+
+def test_an_adopted_tenant_is_in_the_audit_log(database: Database) -> None:
+    found = [(AdapterName("fresh", name), Pointers(("a" * 64,), {"latest": "a" * 64})) for name in ("one", "two")]
+    Registry(database).adopt(lambda: found)
+    events = [(event.action, event.actor) for event in read_events(database, tenant="fresh")]
+    assert events == [("adopt", "adoption"), ("adopt", "adoption"), ("create_tenant", "adoption")]
+
+
 def test_a_disabled_tenants_keys_do_not_work(keys: Keys, directory: Directory) -> None:
     made = keys.create("acme", ["infer"], by="test")
     directory.set_disabled("acme", True, by="test")
@@ -242,6 +287,31 @@ def test_an_adapter_is_open_to_whom_it_was_granted(directory: Directory, databas
     directory.withdraw(name, "zeta", by="test")
     assert not registry.is_granted(name, "zeta")
     assert [event.action for event in read_events(database, name="shared")] == ["withdraw", "grant", "publish"]
+
+
+def test_a_grant_can_come_before_its_tenant(directory: Directory, database: Database) -> None:
+    registry, name = Registry(database), AdapterName("acme", "shared")
+    registry.announce(name, "a" * 64, "test")
+    registry.publish(name, "a" * 64, ("latest",), "test")
+    directory.grant(name, "zeta", by="test", must_exist=False)
+    with pytest.raises(AdapterNameError):
+        directory.grant(name, "Not A Name", by="test", must_exist=False)
+    directory.create("zeta", {}, by="test")
+    assert registry.served("zeta") == [(name, "a" * 64)]
+    assert registry.is_granted(name, "zeta")
+
+
+def test_an_adapter_is_open_to_so_many_tenants(
+    directory: Directory, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.tenants.directory.MOST_GRANTEES", 2)
+    registry, name = Registry(database), AdapterName("acme", "shared")
+    registry.announce(name, "a" * 64, "test")
+    registry.publish(name, "a" * 64, ("latest",), "test")
+    for grantee in ("one", "two", "two"):
+        directory.grant(name, grantee, by="test", must_exist=False)
+    with pytest.raises(InvalidRequestError, match="withdraw a grant"):
+        directory.grant(name, "three", by="test", must_exist=False)
 
 
 @pytest.mark.parametrize("purged", [True, False])

@@ -11,6 +11,7 @@ import pytest
 
 from tests.service.conftest import Home
 from tests.service.running import RunningServer, eventually, running
+from tests.service.uploading import parts, upload
 
 OPERATOR = "sk-the-operator"
 _numbers = itertools.count()
@@ -92,6 +93,9 @@ def test_rotating_gives_a_successor(owned: RunningServer) -> None:
     reply = owned.http.post(f"/admin/v1/keys/{key_id}/rotate", json={"overlap": 60})
     new = {"Authorization": f"Bearer {reply.json()['key']}"}
     assert say(owned, "acme/write", old).status_code == say(owned, "acme/write", new).status_code == 200
+    again = owned.http.post(f"/admin/v1/keys/{key_id}/rotate", json={"overlap": 60})
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "key_rotated")
+    assert reply.json()["id"] in again.json()["error"]["message"]
     assert owned.http.post(f"/admin/v1/keys/{reply.json()['id']}/rotate", json={}).status_code == 201
     assert say(owned, "acme/write", new).status_code == 401
 
@@ -231,6 +235,29 @@ def test_what_was_granted_can_be_used_and_not_changed(owned: RunningServer) -> N
     assert tenant not in owned.http.delete(grants).json()["grantees"]
     assert say(owned, "acme/write", headers).status_code == 404
     assert owned.http.put(f"/admin/v1/adapters/acme/none/grants/{tenant}").status_code == 404
+
+
+def test_granting_does_not_tell_who_there_is(owned: RunningServer, home: Home) -> None:
+    tenant, other = new_tenant(owned), new_tenant(owned)
+    _, headers = make_key(owned, tenant, "admin")
+    brought = upload(owned, parts(home.folders / "acme-write"), f"{tenant}/shared", template="alpaca")
+    assert brought.status_code == 201, brought.text
+    _, other_headers = make_key(owned, other, "infer")
+    nobody = f"{other}-to-be"
+    grants = f"{owned.url}/admin/v1/adapters/{tenant}/shared/grants"
+    for method in ("PUT", "PUT", "DELETE", "DELETE"):
+        there, nowhere = (httpx.request(method, f"{grants}/{name}", headers=headers) for name in (other, nobody))
+        assert there.status_code == nowhere.status_code == 200, there.text + nowhere.text
+    both = [httpx.put(f"{grants}/{name}", headers=headers) for name in (other, nobody)]
+    assert both[1].json()["grantees"] == sorted([other, nobody])
+    assert say(owned, f"{tenant}/shared", other_headers).status_code == 200
+    # An operator, who may see every tenant, is told of a name that is nobody's.
+    refused = owned.http.put(f"/admin/v1/adapters/{tenant}/shared/grants/{nobody}2")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "tenant_not_found")
+    # The grant holds once there is such a tenant.
+    assert owned.http.post("/admin/v1/tenants", json={"name": nobody}).status_code == 201
+    _, headers = make_key(owned, nobody, "infer")
+    assert say(owned, f"{tenant}/shared", headers).status_code == 200
 
 
 # From open to closed, and several replicas

@@ -4,23 +4,27 @@ import csv
 import io
 import os
 import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import astuple
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import select
 
-from adapters.database.database import Database
+import adapters.database.schema as schema
+from adapters.database.database import Database, now
 from adapters.errors import StateError
 from service.engine.events import ClassifiedEvent, FailedEvent, FinishedEvent, TokenEvent
 from service.engine.sampling import SamplingParams
 from service.engine.sequence import Sequence
 from service.errors import InvalidRequestError
-from service.ledger import Ledger
+from service.ledger import Ledger, _is_new, _rows
 from service.ready import Ready
 from service.usage import Query, Used, read_usage
 from tests.service.conftest import ACME, ADMIN, KEYS, ZETA, Home
@@ -121,6 +125,75 @@ def test_what_cannot_be_written_is_kept(database: Database, monkeypatch: pytest.
     ledger.flush()
     ledger.flush()
     assert counted(database) == {"requests": 1, "prompt_tokens": 5, "generated_tokens": 1}
+
+
+def broken_after_commit(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Commits happen, and break before anybody is told; the list has an entry for each of them."""
+    database.prepare()
+    assert database._engine is not None
+    dialect, broken = database._engine.dialect, list[int]()
+    commit = dialect.do_commit
+
+    def break_off(connection: Any) -> None:
+        commit(connection)
+        broken.append(1)
+        connection.driver_connection.close()
+        raise dialect.dbapi.OperationalError("the connection is closed")  # type: ignore[union-attr]
+
+    monkeypatch.setattr(dialect, "do_commit", break_off)
+    return broken
+
+
+def test_what_was_written_when_the_connection_broke_counts_once(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = ledger_of(database)
+    ledger.open(generating("a"))
+    with monkeypatch.context() as patch:
+        broken = broken_after_commit(database, patch)
+        ledger.flush()
+        assert counted(database) == {"requests": 1}  # it was committed, and the ledger was told that it failed
+        ledger.note([TokenEvent("a", 0, "x", (7,))])
+        ledger.flush()
+        assert len(broken) == 2  # the second try commits as well, and adds nothing
+    assert counted(database) == {"requests": 1}
+    ledger.note([TokenEvent("a", 0, "x", (8, 9))])
+    ledger.flush()
+    assert counted(database) == {"requests": 1, "prompt_tokens": 5, "generated_tokens": 3}
+    ledger.flush()
+    assert counted(database) == {"requests": 1, "prompt_tokens": 5, "generated_tokens": 3}
+
+
+def test_what_a_dead_server_is_still_committing_is_waited_for(new_postgres: Callable[[], str]) -> None:
+    """A connection that broke may have left its transaction open on the server: it is decided before we go on."""
+    with closing(Database(new_postgres())) as database:
+        ledger = ledger_of(database)
+        ledger.open(generating("a"))
+        pending = ledger._unsure = ledger._gathered()
+        assert pending is not None
+        again = threading.Thread(target=ledger.flush)
+        with database.writing() as connection:
+            assert _is_new(connection, pending)
+            connection.execute(schema.usage.insert().values(_rows(pending.counts)))
+            again.start()
+            again.join(0.5)
+            assert again.is_alive()
+        again.join(10)
+        assert counted(database) == {"requests": 1}
+
+
+def test_writers_of_long_ago_are_forgotten(database: Database) -> None:
+    long_ago = now() - timedelta(days=31)
+    with database.writing() as connection:
+        for writer, at in (("old", long_ago), ("recent", now())):
+            connection.execute(schema.usage_writers.insert().values(id=writer, written=7, at=at))
+    ledger = ledger_of(database)
+    for request in ("a", "b"):
+        ledger.open(generating(request))
+        ledger.flush()
+    with database.reading() as connection:
+        found = dict(connection.execute(select(schema.usage_writers.c.id, schema.usage_writers.c.written)).all())
+    assert found == {"recent": 7, ledger._writer: 2}
 
 
 # On a real server

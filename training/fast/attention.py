@@ -69,7 +69,9 @@ def attention(
     layout = _layout.get()
     written_out = layout.device.type == "cpu" and max(layout.shared, *layout.lengths) <= LONGEST
     how = _How(layout, scale, dropout, sliding_window)
-    query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
+    gathers = any(group.span is None or group.front for group in layout.groups)
+    # Gathering rows of tokens is quick where each head's lie together.
+    query, key, value = (part[0].contiguous() if gathers else part[0] for part in (query, key, value))
     out: Tensor = (_Attention.apply if written_out else _torch_attention)(query, key, value, how)
     return out[None], None
 
@@ -88,17 +90,18 @@ def _torch_attention(query: Tensor, key: Tensor, value: Tensor, how: _How) -> Te
     out = torch.zeros_like(query)
     for group in how.layout.groups:
         q, k, v = (
-            part.view(len(group.lengths), -1, *part.shape[1:])
+            part.view(len(query), len(group.lengths), -1, query.shape[-1])
             for part in (_rows(group, query), _behind(group, key), _behind(group, value))
         )
         mask = group.mask(how.window, q.dtype)
+        mask = None if mask is None else mask.transpose(0, 1)
         part = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=how.scale, dropout_p=how.dropout)
-        out = out.index_copy(0, group.targets, _own(group, part, 0))
-    return out
+        out = out.index_copy(1, group.targets, part.flatten(1, 2).index_select(1, group.back))
+    return out.transpose(0, 1)
 
 
 class _Saved(NamedTuple):
-    """What the backward pass of a group needs: ``[rows · heads, longest, …]``, keys with the beginning before them."""
+    """What the backward pass of a group needs: ``[heads · rows, longest, …]``, keys behind trunk and branch."""
 
     query: Tensor
     key: Tensor
@@ -108,18 +111,18 @@ class _Saved(NamedTuple):
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(q kᵀ · scale + mask) v for every row; ``[tokens, heads, width]`` in and out."""
+    """softmax(q kᵀ · scale + mask) v for every row; ``[heads, tokens, width]``, and ``[tokens, heads, width]`` out."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, how: _How) -> Tensor:
-        out = query.new_empty(query.shape)
+        out = query.new_empty(query.shape[1], len(query), query.shape[2])
         saved: list[_Saved] = []
         for group in how.layout.groups:
             part, needed = _forward(group, query, key, value, how)
-            _put(group, out, part)
-            saved.append(needed)
-        if any(ctx.needs_input_grad[:3]):
-            ctx.save_for_backward(*itertools.chain.from_iterable(saved))
+            _put(group, out, part, group.back)
+            if any(ctx.needs_input_grad[:3]):
+                saved.append(needed)
+        ctx.save_for_backward(*itertools.chain.from_iterable(saved))
         ctx.layout, ctx.scale = how.layout, how.scale
         return out
 
@@ -129,38 +132,36 @@ class _Attention(torch.autograd.Function):
         tensors = ctx.saved_tensors
         saved = [_Saved(*tensors[start : start + size]) for start in range(0, len(tensors), size)]
         dquery, dkey, dvalue = (dout.new_empty(dout.shape) for _ in range(3))
-        fronts: list[tuple[Tensor, Tensor]] = []
+        fronts: list[tuple[Group, Tensor, Tensor]] = []
         for group, needed in zip(layout.groups, saved, strict=True):
             dq, dk, dv = _backward(group, needed, dout, ctx.scale)
-            _put(group, dquery, _own(group, dq, 0))
-            _put(group, dkey, _own(group, dk, group.shared))
-            _put(group, dvalue, _own(group, dv, group.shared))
-            if group.shared:
-                fronts.append((dk[:, :, : group.shared].sum(0), dv[:, :, : group.shared].sum(0)))
-        for dk, dv in fronts:
-            dkey[: layout.shared] += dk.transpose(0, 1)
-            dvalue[: layout.shared] += dv.transpose(0, 1)
-        return dquery, dkey, dvalue, None
+            _put(group, dquery, dq, group.back)
+            _put(group, dkey, dk, group.seen_back)
+            _put(group, dvalue, dv, group.seen_back)
+            fronts.append((group, dk, dv))
+        for group, dk, dv in fronts:  # once every token has been put: those of a branch belong to another row
+            _add_front(group, dkey, dk)
+            _add_front(group, dvalue, dv)
+        return (*(part.transpose(0, 1) for part in (dquery, dkey, dvalue)), None)
 
 
 def _forward(group: Group, query: Tensor, key: Tensor, value: Tensor, how: _How) -> tuple[Tensor, _Saved]:
-    """``[n, heads, width]`` for the group's tokens, and what its backward pass needs."""
+    """``[heads · rows, longest, width]``, and what its backward pass needs."""
     q = _rows(group, query) * how.scale
     k, v = _behind(group, key), _behind(group, value)
     scores = torch.bmm(q, k.transpose(1, 2))
     mask = group.mask(how.window, q.dtype)
     if mask is not None:
-        scores.view(len(group.lengths), -1, *scores.shape[1:]).add_(mask)
+        scores.view(len(query), len(group.lengths), *scores.shape[1:]).add_(mask.transpose(0, 1))
     shares = scores.softmax(-1)  # which torch computes in float32 at least, whatever goes in and out
     left = kept(shares.shape, how.dropout, shares) if how.dropout else None
     out = torch.bmm(shares if left is None else shares * left, v)
-    return _own(group, out.view(len(group.lengths), -1, *out.shape[1:]), 0), _Saved(q, k, v, shares, left)
+    return out, _Saved(q, k, v, shares, left)
 
 
 def _backward(group: Group, saved: _Saved, dout: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys and values, ``[rows, heads, longest or shared + longest, width]``."""
+    """Gradients of queries, keys and values, ``[heads · rows, longest or front + longest, width]``."""
     q, k, v, shares, left = saved
-    rows = len(group.lengths)
     do = _rows_of_gradient(group, dout)
     dv = torch.bmm((shares if left is None else shares * left).transpose(1, 2), do)
     dshares = torch.bmm(do, v.transpose(1, 2))
@@ -169,50 +170,56 @@ def _backward(group: Group, saved: _Saved, dout: Tensor, scale: float) -> tuple[
     dscores = torch._softmax_backward_data(dshares, shares, -1, q.dtype)
     dq = torch.bmm(dscores, k).mul_(scale)
     dk = torch.bmm(dscores.transpose(1, 2), q)
-    split = (rows, dout.shape[1])
-    return dq.view(*split, *dq.shape[1:]), dk.view(*split, *dk.shape[1:]), dv.view(*split, *dv.shape[1:])
+    return dq, dk, dv
 
 
-def _put(group: Group, whole: Tensor, part: Tensor) -> None:
-    """Write a group's tokens ``[n, heads, width]`` where they stand."""
+def _put(group: Group, whole: Tensor, part: Tensor, places: Tensor) -> None:
+    """Write a group's own tokens, which stand at ``places`` of its padded rows, into ``[tokens, heads, width]``."""
     if group.span is None:
-        whole.index_copy_(0, group.targets, part)
+        own = _end_to_end(whole, part).index_select(1, places)
+        whole.index_copy_(0, group.targets, own.transpose(0, 1))
     else:
-        whole[group.span] = part
+        whole[group.span] = part[:, -group.lengths[0] :].transpose(0, 1)
+
+
+def _add_front(group: Group, whole: Tensor, part: Tensor) -> None:
+    """Add what the rows of a group, ``[heads · rows, front + longest, width]``, say of their trunk and branches."""
+    if group.shared:
+        trunk = part.view(whole.shape[1], -1, *part.shape[1:])[:, :, : group.shared]
+        whole[: group.shared] += trunk.sum(1).transpose(0, 1)
+    places, tokens = group.branching
+    if len(places):
+        whole.index_add_(0, tokens, _end_to_end(whole, part).index_select(1, places).transpose(0, 1))
+
+
+def _end_to_end(whole: Tensor, part: Tensor) -> Tensor:
+    """``[heads · rows, length, width] -> [heads, rows · length, width]``, a view."""
+    return part.view(whole.shape[1], -1, whole.shape[2])
 
 
 def _rows(group: Group, part: Tensor) -> Tensor:
-    """``[tokens, heads, width] -> [rows · heads, longest, width]``; a view of a single row."""
-    if group.span is not None:
-        return part[group.span].transpose(0, 1)
-    return _heads_first(group, part.index_select(0, group.tokens))
+    """``[heads, tokens, width] -> [heads · rows, longest, width]``; a view of a single row."""
+    return part[:, group.span] if group.span is not None else _gathered(part, group.tokens, len(group.lengths))
 
 
 def _rows_of_gradient(group: Group, dout: Tensor) -> Tensor:
     """The same of an output's gradient. What stands at padding was nobody's output: its gradient is zero."""
+    heads_first = dout.transpose(0, 1)
     if group.span is not None:
-        return dout[group.span].transpose(0, 1)
-    padded = dout.new_zeros(len(group.tokens), *dout.shape[1:])
-    padded.index_copy_(0, group.back, dout.index_select(0, group.targets))
-    return _heads_first(group, padded)
+        return heads_first[:, group.span]
+    padded = dout.new_zeros(len(heads_first), len(group.tokens), dout.shape[2])
+    padded.index_copy_(1, group.back, dout.index_select(0, group.targets).transpose(0, 1))
+    return padded.view(-1, group.longest, dout.shape[2])
 
 
 def _behind(group: Group, part: Tensor) -> Tensor:
-    """``[rows · heads, shared + longest, width]``: each row's own keys or values behind those of the beginning."""
-    return _heads_first(group, part.index_select(0, group.seen)) if group.shared else _rows(group, part)
+    """``[heads · rows, front + longest, width]``: each row's own keys or values behind those of trunk and branch."""
+    return _gathered(part, group.seen, len(group.lengths)) if group.front else _rows(group, part)
 
 
-def _heads_first(group: Group, laid: Tensor) -> Tensor:
-    """``[rows · length, heads, width] -> [rows · heads, length, width]``."""
-    _, heads, width = laid.shape
-    rows = len(group.lengths)
-    return laid.view(rows, -1, heads, width).transpose(1, 2).reshape(rows * heads, -1, width)
-
-
-def _own(group: Group, part: Tensor, skip: int) -> Tensor:
-    """``[rows, heads, skip + longest, width] -> [n, heads, width]``: the places that hold a token of the row."""
-    laid = part[:, :, skip:].transpose(1, 2)
-    return laid[0] if group.span is not None else laid.flatten(0, 1).index_select(0, group.back)
+def _gathered(part: Tensor, tokens: Tensor, rows: int) -> Tensor:
+    """``[heads, tokens, width] -> [heads · rows, length, width]`` by the tokens of all rows laid end to end."""
+    return part.index_select(1, tokens).view(len(part) * rows, -1, part.shape[2])
 
 
 def _no_mask(*_args: Any, **_kwargs: Any) -> None:

@@ -1,7 +1,7 @@
 """Cross-entropy over a wide vocabulary from hidden states, through a frozen output layer.
 
-The logits of a chunk of positions are turned into the gradient of their hidden states at once: nothing of the width of
-the vocabulary is kept for the backward pass.
+The logits of a chunk of positions are turned into the gradient of their hidden states at once, in their own memory:
+nothing of the width of the vocabulary is kept for the backward pass.
 """
 
 from typing import Any
@@ -13,6 +13,8 @@ from training.fast.frozen import FrozenWeight
 
 CHUNK = 128
 """Positions whose logits are in memory at a time: few enough for the C library to reuse that memory."""
+_PIECE = 16
+"""Positions whose shares are computed at a time: few enough to stay in the cache from one pass to the next."""
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -22,20 +24,16 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(  # noqa: PLR0917 (torch's protocol)
         ctx: Any, hidden: Tensor, output: FrozenWeight, dtype: torch.dtype, targets: Tensor, weights: Tensor
     ) -> Tensor:
-        wide = torch.promote_types(dtype, torch.float32)
-        total = hidden.new_zeros((), dtype=wide)
+        total = hidden.new_zeros((), dtype=torch.promote_types(dtype, torch.float32))
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
-            logits, target = output.product(hidden[part], dtype), targets[part, None]
-            shares = logits.softmax(-1, dtype=wide)
-            # The likeliest token's share is e⁰ ÷ Σ, which cannot be too small to have a logarithm.
-            log_sum = logits.amax(-1).to(wide) - shares.amax(-1).log()
-            total += ((log_sum - logits.gather(1, target)[:, 0]) * weights[part]).sum()
+            logits = output.product(hidden[part], dtype)
+            pieces = (torch.split(whole, _PIECE) for whole in (logits, targets[part], weights[part]))
+            for piece in zip(*pieces, strict=True):
+                total += _losses(*piece, turn=gradient is not None)
             if gradient is not None:
-                shares.scatter_add_(1, target, -torch.ones_like(shares[:, :1]))
-                shares.mul_(weights[part, None])
-                gradient[part] = output.back(shares, dtype).to(hidden.dtype)
+                gradient[part] = output.back(logits, dtype).to(hidden.dtype)
         ctx.save_for_backward(gradient)
         return total
 
@@ -43,6 +41,21 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, dtotal: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * dtotal, None, None, None, None
+
+
+def _losses(logits: Tensor, targets: Tensor, weights: Tensor, *, turn: bool) -> Tensor:
+    """Σ weight · −log p(target) of a few positions; with ``turn`` their logits become its gradient."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    weights, target = weights.to(wide), targets[:, None]
+    own = logits.gather(1, target)[:, 0].to(wide)
+    highest = logits.amax(-1, keepdim=True).to(wide)
+    shares = logits.to(wide).sub_(highest).exp_()  # float32 logits turn in place
+    total = shares.sum(-1)  # 1 at least: the likeliest token's is e⁰
+    losses = (highest[:, 0] + total.log() - own) * weights
+    if turn:
+        shares.mul_((weights / total)[:, None]).scatter_add_(1, target, -weights[:, None])
+        logits.copy_(shares)
+    return losses.sum()
 
 
 def cross_entropy(hidden: Tensor, output: FrozenWeight, dtype: torch.dtype, targets: Tensor, weights: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class Levers:
 
     Args:
         packing: Rows lie end to end, nothing is padded.
-        share_prefix: What all rows of a batch begin with is computed once. Needs ``packing``.
+        share_prefix: What rows of a batch begin with alike is computed once. Needs ``packing``.
         loss_rows: Logits only where something is learned, and no token after the last of those.
         narrow: The last layer's second half only for the tokens that are read. Needs ``packing`` and ``loss_rows``.
         fused: A linear layer and its LoRA matrices are one step of the backward pass; weights are rounded once.

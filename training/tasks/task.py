@@ -146,8 +146,14 @@ class Task(ABC, Generic[AnyRow, AnyExample]):
         return sorted({str(row.place) for row in alone or examples})
 
     def batches(self, examples: Sequence[AnyExample]) -> Iterator[list[AnyExample]]:
-        """Examples of like length together, for evaluation, where the order does not matter."""
-        ordered = sorted(examples, key=lambda example: example.tokens)
+        """Examples that are best computed together, for evaluation, where the order does not matter.
+
+        Those that begin alike, where what they begin with is computed once; else those of like length, to pad less.
+        """
+        if self.config.packing and self.config.share_prefix:
+            ordered = sorted(examples, key=lambda example: example.ids)
+        else:
+            ordered = sorted(examples, key=lambda example: example.tokens)
         size = self.config.eval_batch_size
         for start in range(0, len(ordered), size):
             yield ordered[start : start + size]

@@ -1,6 +1,7 @@
 """Tiny task models wrapped by PEFT, rows for them, and what a way of computing makes of both."""
 
 import copy
+import random
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -94,6 +95,19 @@ def some_rows(own: Sequence[int], shared: int = 7, seed: int = 0) -> Rows:
     for index, length in enumerate(own):
         tail = torch.randint(2, VOCABULARY, (length,), generator=generator).tolist()
         rows.append([*beginning, *([2 + index, *tail[1:]] if tail else [])])
+    return rows
+
+
+def tree_rows(count: int, seed: int, most: int = 9) -> Rows:
+    """Rows that begin alike, and some that go on behind parts of others; the third is all of the first's beginning."""
+    drawn = random.Random(seed)
+    rows = some_rows((most, most), seed=seed)
+    rows.append(rows[0][:-2])
+    while len(rows) < count:
+        of = drawn.choice(rows)
+        tail = [drawn.randrange(2, VOCABULARY) for _ in range(drawn.randrange(most))]
+        rows.append(of[: drawn.randrange(7, len(of) + 1)] + tail)
+    drawn.shuffle(rows)
     return rows
 
 

@@ -1,15 +1,17 @@
 """Attention of packed rows against every row alone, written plainly; the backward pass against finite differences."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.training.fast.models import tree_rows
 from training.fast import attention as packed
 from training.fast import layout as layouts
 from training.fast.attention import UnsupportedAttentionError, attending, attention
-from training.fast.layout import Layout
+from training.fast.layout import Layout, pack
 
 CPU = torch.device("cpu")
 
@@ -26,8 +28,8 @@ def plain(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None = 
     out = torch.zeros_like(q)
     k, v = (part.repeat_interleave(len(q) // len(part), 0) for part in (k, v))
     for row, length in enumerate(layout.lengths):
-        own = range(layout.starts[row], layout.starts[row] + length)
-        places = torch.tensor([*range(layout.shared), *own])
+        whole = layout.shared + len(layout.branch(row)) + length
+        places = torch.tensor([layout.place(row, position) for position in range(whole)])
         scores = q[:, places] @ k[:, places].transpose(1, 2) / q.shape[-1] ** 0.5
         back = torch.arange(len(places))[:, None] - torch.arange(len(places))
         hidden = torch.zeros_like(back, dtype=torch.bool)
@@ -50,8 +52,12 @@ LAYOUTS = {
     "equal": Layout(2, (3, 3, 3), True, CPU),
     "nothing shared": Layout(0, (5, 2), True, CPU),
     "a single row": Layout(0, (6,), True, CPU),
+    "a tree": pack(tree_rows(9, 0), causal=True, share=True, device=CPU).layout,
+    "a tree of long rows": pack(tree_rows(9, 1, most=60), causal=True, share=True, device=CPU).layout,
+    "a tree without a trunk": Layout(0, (4, 3, 0, 2), True, CPU, ((), (0, 1), (0, 1, 4), (0, 1, 4, 5))),
     "both ways": Layout(0, (5, 1, 3), False, CPU),
     "both ways, equal": Layout(0, (4, 4), False, CPU),
+    "both ways, long": Layout(0, (40, 40, 40), False, CPU),
 }
 
 
@@ -71,16 +77,17 @@ def test_every_row_alone(name: str, window: int | None, long: bool, monkeypatch:
         assert torch.allclose(own, other, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["mixed", "both ways"])
+@pytest.mark.parametrize("name", ["mixed", "both ways", "a tree without a trunk"])
 def test_gradcheck(name: str) -> None:
     layout = LAYOUTS[name]
     assert torch.autograd.gradcheck(lambda *inputs: attend(*inputs, layout), qkv(layout))
 
 
-def test_rows_that_do_not_fit_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then there are several groups, and all of them add to the beginning's gradient."""
+@pytest.mark.parametrize("name", ["mixed", "a tree"])
+def test_rows_that_do_not_fit_one_product(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then there are several groups, and all of them add to the gradients of trunk and branches."""
     monkeypatch.setattr(layouts, "SCORES", 60)
-    layout = Layout(3, (1, 4, 2, 7), True, CPU)
+    layout = replace(LAYOUTS[name])
     assert len(layout.groups) > 2
     inputs = qkv(layout)
     out, expected = attend(*inputs, layout), plain(*inputs, layout)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.training.fast.models import tree_rows
 from training.fast.layout import Layout, common_beginning, pack
 
 CPU = torch.device("cpu")
@@ -12,18 +13,16 @@ CPU = torch.device("cpu")
     ("rows", "shared"),
     [
         ([[1, 2, 3], [1, 2, 4]], 2),
-        ([[1, 2, 3], [1, 2, 3]], 2),
-        ([[1, 2, 3], [1, 2]], 1),
-        ([[1, 2], [1, 2, 3, 4]], 1),
-        ([[1], [1, 2]], 0),
-        ([[1], [1]], 0),
+        ([[1, 2, 3], [1, 2, 3]], 3),
+        ([[1, 2, 3], [1, 2]], 2),
+        ([[1, 2], [1, 2, 3, 4]], 2),
+        ([[1], [1, 2]], 1),
         ([[1, 2], [3, 2]], 0),
-        ([[1, 2, 3]], 2),
+        ([[1, 2, 3]], 3),
         ([[7, 7, 7, 1], [7, 7, 7, 2], [7, 7, 3, 3]], 2),
     ],
 )
 def test_common_beginning(rows: list[list[int]], shared: int) -> None:
-    """The last token of the shortest row is never among them: every row has one of its own."""
     assert common_beginning(rows) == shared
 
 
@@ -34,6 +33,58 @@ def test_pack() -> None:
     assert (packed.layout.shared, packed.layout.lengths, packed.layout.starts) == (2, (3, 1), (2, 5))
     assert [packed.layout.place(1, position) for position in range(3)] == [0, 1, 5]
     assert [packed.layout.place(row, 0) for row in (0, 1)] == [0, 0]
+
+
+def test_pack_as_a_tree() -> None:
+    """The second row goes on behind two tokens of the first; nothing is left to the third and the fourth."""
+    packed = pack(
+        [[5, 6, 1, 2, 3], [5, 6, 1, 2, 7, 8], [5, 6, 1], [5, 6, 1, 2, 7, 8]], causal=True, share=True, device=CPU
+    )
+    assert packed.input_ids.tolist() == [[5, 6, 1, 2, 3, 7, 8]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 4, 5]]
+    layout = packed.layout
+    assert (layout.shared, layout.lengths, layout.branches) == (3, (2, 2, 0, 0), ((), (3,), (), (3, 5, 6)))
+    assert [layout.place(1, position) for position in range(6)] == [0, 1, 2, 3, 5, 6]
+    assert [layout.place(3, position) for position in range(6)] == [0, 1, 2, 3, 5, 6]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_trees(seed: int) -> None:
+    """Every different beginning stands once, and every row finds its tokens, at its positions, in its own order."""
+    rows = tree_rows(12, seed)
+    packed = pack(rows, causal=True, share=True, device=CPU)
+    ids, positions = packed.input_ids[0].tolist(), packed.position_ids[0].tolist()
+    assert len(ids) == len({tuple(row[: end + 1]) for row in rows for end in range(len(row))})
+    assert len(ids) < sum(map(len, rows)) - common_beginning(rows) * (len(rows) - 1)
+    for index, row in enumerate(rows):
+        places = [packed.layout.place(index, position) for position in range(len(row))]
+        assert [ids[place] for place in places] == row
+        assert [positions[place] for place in places] == list(range(len(row)))
+        assert places == sorted(places)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize(("seed", "most"), [(0, 9), (1, 9), (2, 9), (0, 60)])
+def test_what_is_seen_in_a_tree(seed: int, most: int, window: int | None) -> None:
+    """Each token once, and it sees what stands before it in a row that has it: by the masks alone."""
+    rows = tree_rows(12, seed, most)
+    layout = pack(rows, causal=True, share=True, device=CPU).layout
+    before = {}
+    for index, row in enumerate(rows):
+        places = [layout.place(index, position) for position in range(len(row))]
+        for end in range(1, len(row) + 1):
+            before[places[end - 1]] = set(places[max(0, end - window) if window else 0 : end])
+    found: dict[int, set[int]] = {}
+    for group in layout.groups:
+        mask, seen = group.mask(window), group.seen.view(len(group.lengths), -1)
+        for row, length in enumerate(group.lengths):
+            for place in range(length):
+                token = int(group.tokens.view(len(group.lengths), -1)[row, place])
+                allowed = torch.ones(seen.shape[1], dtype=torch.bool) if mask is None else mask[row, 0, place] == 0
+                assert token not in found
+                found[token] = set(seen[row][allowed].tolist())
+                assert int(allowed.sum()) == len(found[token])
+    assert found == before
 
 
 @pytest.mark.parametrize(
@@ -67,6 +118,17 @@ def test_long_rows_are_not_padded_to_longer_ones() -> None:
     """Short ones are: there a product for each would cost more than the padding. The longest are alone in any case."""
     long = Layout(0, (400, 390, 160, 150, 130, 100, 3), False, CPU)
     assert [group.lengths for group in long.groups] == [(400,), (390,), (160, 150), (130,), (100, 3)]
+
+
+def test_long_rows_see_an_even_number() -> None:
+    """As many as suit the kernels, what is too many masked; rows that are alone and see only themselves do without."""
+    beginning, several = Layout(3, (40, 38), True, CPU, ((), (5,))).groups
+    assert (beginning.front, several.front, several.front + several.longest) == (0, 24, 64)
+    (alone,) = Layout(0, (40,), True, CPU).groups
+    assert alone.front == 0
+    mask = several.mask(None)
+    assert mask is not None
+    assert (mask[:, 0, :38] == 0).sum(-1).tolist() == [[extra + own for own in range(1, 39)] for extra in (3, 4)]
 
 
 def test_masks() -> None:

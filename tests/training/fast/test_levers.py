@@ -19,6 +19,7 @@ from tests.training.fast.models import (
     computed,
     config_of,
     some_rows,
+    tree_rows,
     ways,
     wrapped,
 )
@@ -76,6 +77,26 @@ def test_rows(kind: str, rows: str) -> None:
     model = adapted(kind, classify=kind == "distilbert")
     for way in ("all", "no share_prefix", "no narrow"):
         assert_same(model, ways()[way], ROWS[rows], computed(model, Levers.none(), ROWS[rows]))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["gpt2", "mistral"])
+def test_trees(kind: str, seed: int) -> None:
+    """Rows that begin like some of the others, all at once and as the sum over batches."""
+    model, rows = adapted(kind), tree_rows(12, seed)
+    expected = computed(model, Levers.none(), rows)
+    assert_same(model, Levers(), rows, expected)
+    parts = [computed(model, Levers(), rows[start : start + 4]) for start in range(0, len(rows), 4)]
+    assert away(sum(output for output, _ in parts), expected[0]) < EXACT
+    assert away(sum(all_of(gradients) for _, gradients in parts), all_of(expected[1])) < EXACT
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_trees_of_texts_to_classify(kind: str) -> None:
+    """A text that another one begins with, or that stands there twice, has its own logits."""
+    model, rows = adapted(kind, classify=True), tree_rows(12, 0)
+    rows.append(rows[3])
+    assert_same(model, Levers(), rows, computed(model, Levers.none(), rows))
 
 
 def test_trained_weights_of_the_base() -> None:

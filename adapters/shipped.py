@@ -5,6 +5,7 @@ Each folder of `models/adapters` is one, published as `tenora/<folder>`.
 
 from adapters.base import EMBEDDED_ID, BaseSource, shipped_folder
 from adapters.errors import BaseModelError
+from adapters.manifest import read_manifest
 from adapters.names import AdapterName
 from adapters.store import Store, Version
 
@@ -24,9 +25,12 @@ def publish_shipped(store: Store, base: BaseSource) -> list[Version]:
     folder = shipped_folder(FOLDER)
     if folder is None:
         raise BaseModelError("the example adapters are not installed: train some, or leave them out", key="examples")
-    if base.id != EMBEDDED_ID:
-        raise BaseModelError(f"the example adapters belong to the base {EMBEDDED_ID}, not to {base.id}", key="examples")
     wanted = {AdapterName(TENANT, one.name): one for one in sorted(folder.iterdir()) if one.is_dir()}
+    if any(read_manifest(one).base.fingerprint != base.fingerprint for one in wanted.values()):
+        raise BaseModelError(
+            f"the example adapters belong to the base {EMBEDDED_ID} that they came with, not to {base.id}",
+            key="examples",
+        )
     there = set(store.names(TENANT))
     return [
         store.publish(source, name, base)

@@ -13,7 +13,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from adapters.shipped import TENANT
+
 ROOT = Path(__file__).resolve().parents[1]
+NO_LICENSE = "It states no license: add one to the front matter before you share it."
 SHIPPED = ROOT / "models" / "adapters"
 RECIPES = {
     "instruct": ("instruct", "demo-instruct"),
@@ -28,11 +31,27 @@ def make(name: str, build: Path) -> Path:
     run = build / name
     shutil.rmtree(run, ignore_errors=True)
     command = [sys.executable, "-m", "service.cli", "train", task, "--recipe", recipe, "--output", str(run)]
+    # Published aside only so that the card carries the name that it will be served under.
+    command += ["--publish", f"{TENANT}/{name}", "--store", str(run / "store")]
     subprocess.run(command, cwd=ROOT, check=True)
     place = SHIPPED / name
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(run / "adapter", place)
+    card = place / "README.md"
+    card.write_text(licensed(card.read_text()))
     return place
+
+
+def licensed(card: str) -> str:
+    """The card with the license of rows written for this project, trained on a base under a license of its own.
+
+    Raises:
+        ValueError: The card says nothing of a license that is missing.
+    """
+    if NO_LICENSE not in card:
+        raise ValueError("the card states a license already")
+    stated = card.replace(NO_LICENSE, "Its rows are under Apache-2.0, its base under CC BY-SA 4.0, and so is it.")
+    return stated.replace("---\n", "---\nlicense: cc-by-sa-4.0\n", 1)
 
 
 def main() -> None:

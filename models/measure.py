@@ -117,8 +117,8 @@ def _framed(frame: str, sentence: str) -> str:
     return frame.format(bare[0].lower() + bare[1:] if inside else bare)
 
 
-def instructions(base: Path, output: Path) -> dict[str, tuple[int, int]]:
-    """{group of held-out rows: (answers that are exactly right, rows)} of the instruction recipe."""
+def instructions(base: Path, output: Path) -> tuple[dict[str, tuple[int, int]], dict[str, float]]:
+    """({group of held-out rows: (answers that are exactly right, rows)}, {before, after: loss of what is expected})."""
     rows = build_instructions().heldout
     framed = in_frames(rows)
     output.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,8 @@ def instructions(base: Path, output: Path) -> dict[str, tuple[int, int]]:
     for group, row, sample in zip(groups, [*rows, *framed], results["after"]["samples"], strict=True):
         assert sample["expected"] == row.output, "samples come in the order of the rows"
         right[group].append(sample["right"])
-    return {group: (sum(marks), len(marks)) for group, marks in sorted(right.items())}
+    counts = {group: (sum(marks), len(marks)) for group, marks in sorted(right.items())}
+    return counts, {when: results[when]["metrics"]["loss"] for when in ("before", "after")}
 
 
 # ── the table ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -149,11 +150,13 @@ def measure(base: Path, output: Path, held_out: Path, data: Path | None) -> dict
     if data is not None:
         lines = (data / "sentiment" / "imdb_validation.jsonl").read_text().splitlines()[:200]
         texts["imdb_validation (never trained on)"] = [json.loads(line)["text"] for line in lines]
+    right, losses = instructions(base, output / "instructions")
     figures = {
         "bits_per_byte": {name: bits_per_byte(model, tokenizer, part) for name, part in texts.items()},
         "samples": free_samples(model, tokenizer),
         "sentiment": {name: (lora, others) for name, lora, others in sentiment(base, output, data)},
-        "instructions": instructions(base, output / "instructions"),
+        "instructions": right,
+        "losses": losses,
     }
     kept.write_text(json.dumps(figures, indent=2))
     return figures
@@ -171,9 +174,14 @@ def table(measured: dict[str, dict[str, Any]]) -> str:
         beside = ", ".join(f"{other} {value:.3f}" for other, value in others.items())
         values = [f"{one['sentiment'][name][0]:.3f}" for one in measured.values()]
         lines.append(_line(f"accuracy with LoRA, {name} ({beside})", values))
+    for name, when in (("before LoRA", "before"), ("with LoRA", "after")):
+        values = [f"{one['losses'][when]:.3f}" for one in measured.values()]
+        lines.append(_line(f"loss of the expected answers, {name}", values))
     for name in first["instructions"]:
         values = ["{} of {}".format(*one["instructions"][name]) for one in measured.values()]
         lines.append(_line(f"exactly right with LoRA, {name}", values))
+    sums = [[sum(column) for column in zip(*one["instructions"].values(), strict=True)] for one in measured.values()]
+    lines.append(_line("exactly right with LoRA, all of these", [f"{right} of {rows}" for right, rows in sums]))
     return "\n".join(lines)
 
 

@@ -6,7 +6,7 @@
 
 CORPUS holds *.txt or *.txt.xz; a line `<|endoftext|>` parts documents, and a file without one is cut at blank lines
 into passages of some thousand characters. Each file is a source. Sources that `SHARES` names are mixed by it,
-others by their size. One document in 100 of each source, 100 kB at most, is kept out of training.
+others by their size. One document in 100 of each source, some 100 kB, is kept out of training.
 
 The last part of the run, while the learning rate falls, mixes in instruction-shaped text, half in the Alpaca and half
 in the chat template: rows of --instructions (JSON lines with instruction, input, output) and exercises made from the
@@ -64,6 +64,9 @@ SHARES = {
 }
 
 
+MADE = ("instructions", "exercises")  # sources that are no files of the corpus
+
+
 # ── text ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -77,7 +80,10 @@ def read_documents(corpus: Path) -> dict[str, list[str]]:
         data = lzma.decompress(file.read_bytes()) if file.suffix == ".xz" else file.read_bytes()
         text = data.decode("utf-8")
         parts = [part.strip() for part in (text.split(END) if END in text else passages(text))]
-        documents[file.name.split(".")[0]] = [part for part in parts if part]
+        name = file.name.removesuffix(".xz").removesuffix(".txt")
+        if name in documents or name in MADE:
+            raise SystemExit(f"{file}: there is a source {name} already; rename the file")
+        documents[name] = [part for part in parts if part]
     return documents
 
 
@@ -93,15 +99,16 @@ def passages(text: str, size: int = 4000) -> Iterator[str]:
 
 
 def split(documents: dict[str, list[str]]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """(training, held-out); held-out is at most `HELD_OUT_BYTES` a source."""
+    """(training, held-out); held-out is about `HELD_OUT_BYTES` a source at most."""
     training, held_out = {}, {}
     for name, texts in documents.items():
         kept: list[str] = []
         size = 0
         for text in texts[::HELD_OUT_EVERY]:
-            if size < HELD_OUT_BYTES and len(texts) > 1:
+            length = len(text.encode())
+            if size < HELD_OUT_BYTES and length < HELD_OUT_BYTES and len(texts) > 1:
                 kept.append(text)
-                size += len(text.encode())
+                size += length
         unseen = set(kept)
         training[name], held_out[name] = [text for text in texts if text not in unseen], kept
     return training, held_out
@@ -126,7 +133,7 @@ def exercises(sentences: list[str], count: int, generator: random.Random) -> Ite
     made: list[Callable[[str, random.Random], Row | None]] = [
         _repeat, _replace_word, _remove_word, _fill_gap, _order_words, _finish, _first_or_last, _join, _name_words,
     ]  # fmt: skip
-    while count:
+    while count and sentences:
         sentence = generator.choice(sentences)
         row = generator.choice(made)(sentence, generator)
         if row is not None:
@@ -273,9 +280,11 @@ def to_rows(texts: list[str], tokenizer: Any, generator: random.Random) -> NDArr
 
 def mixed(rows: dict[str, NDArray[np.uint16]], number: int, seed: int) -> NDArray[np.uint16]:
     """The ``number`` rows of the run in order: each source by its share, over again only once all of it was used."""
-    generator = np.random.default_rng(seed)
+    generator, rows = np.random.default_rng(seed), dict(rows)
     phases = (number - int(number * ANNEAL), int(number * ANNEAL))
-    rows = {name: part for name, part in rows.items() if len(part)}
+    for name in [name for name, part in rows.items() if not len(part)]:
+        print(f"{name} is left out: it has fewer than {CONTEXT + 1} tokens")
+        del rows[name]
     tokens = sum(len(part) for part in rows.values())
     known = {name: SHARES.get(name) for name in rows}
     shares = {name: share or (len(rows[name]) / tokens,) * 2 for name, share in known.items()}
@@ -442,8 +451,12 @@ def new_model(args: argparse.Namespace, tokenizer: Any) -> Any:
 
 def prepare(args: argparse.Namespace) -> tuple[Any, NDArray[np.uint16], Tensor]:
     """(tokenizer, rows of the run in order, held-out rows); made once, then read from --output."""
-    tokens = args.output / "tokens.npz"
+    tokens, source = args.output / "tokens.npz", args.output / "source.json"
+    names = ("corpus", "first", "instructions", "exercises", "vocabulary", "steps", "batch", "seed")
+    made_from = json.dumps({name: str(getattr(args, name)) for name in names})
     if tokens.exists():
+        if source.read_text() != made_from:
+            raise SystemExit(f"{args.output} belongs to another run ({source.read_text()}): choose another --output")
         kept = np.load(tokens)
         return (
             AutoTokenizer.from_pretrained(args.output / "tokenizer"),
@@ -456,6 +469,8 @@ def prepare(args: argparse.Namespace) -> tuple[Any, NDArray[np.uint16], Tensor]:
     for name, texts in held_out.items():
         (args.output / "held-out" / f"{name}.txt").write_text(f"\n{END}\n".join(texts))
     tokenizer = AutoTokenizer.from_pretrained(args.first) if args.first else train_tokenizer(documents, args.vocabulary)
+    if len(tokenizer) > np.iinfo(np.uint16).max:
+        raise SystemExit(f"a vocabulary of {len(tokenizer)} tokens is too large: token ids are kept in 16 bits")
     tokenizer.save_pretrained(args.output / "tokenizer")
     sentences = short_sentences(documents)
     made = {
@@ -472,7 +487,9 @@ def prepare(args: argparse.Namespace) -> tuple[Any, NDArray[np.uint16], Tensor]:
     unseen = unseen[: len(unseen) // args.batch * args.batch].astype(np.int64)
     if not len(unseen):
         raise SystemExit(f"{args.corpus} is too small: less than {args.batch} rows of {CONTEXT} tokens can be held out")
-    np.savez(tokens, rows=rows, held_out=unseen)
+    source.write_text(made_from)
+    np.savez(args.output / "unfinished.npz", rows=rows, held_out=unseen)
+    (args.output / "unfinished.npz").replace(tokens)
     return tokenizer, rows, torch.from_numpy(unseen)
 
 

@@ -153,14 +153,18 @@ class Ledger:
         """Add what has gathered to the database; what cannot be written is kept for the next time."""
         self._charge_residents()
         try:
-            while (pending := self._unsure or self._gathered()) is not None:
-                self._unsure = pending
-                _write(self._database, pending)
-                self._unsure, self._written = None, pending.number
+            self._write(self._unsure)
+            self._write(self._gathered())
         except Exception as error:
             # Whatever it is, what was used is not lost for it.
             known = isinstance(error, AdapterError)
             logger.warning("usage cannot be written; it is kept and tried again: %s", error, exc_info=not known)
+
+    def _write(self, pending: _Sum | None) -> None:
+        if pending is not None:
+            self._unsure = pending
+            _write(self._database, pending)
+            self._unsure, self._written = None, pending.number
 
     def _gathered(self) -> _Sum | None:
         with self._lock:

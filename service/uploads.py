@@ -76,6 +76,7 @@ class Uploads:
         """
         if self._under_way[tenant] >= AT_ONCE:
             raise QueueFullError(f"{AT_ONCE} uploads are under way and at most so many may be.", retry_after=5)
+        self._check_open()
         task = asyncio.current_task()
         assert task is not None, "an upload is received by a task"
         self._under_way[tenant] += 1
@@ -91,11 +92,15 @@ class Uploads:
                     await in_thread(_remove, made)
         except asyncio.CancelledError:
             if self._ended and not task.uncancel():
-                raise EngineUnavailableError("The server stops: send the upload again.", retry_after=1) from None
+                raise _stopping() from None
             raise
         finally:
             self._tasks.discard(task)
             self._under_way[tenant] -= 1
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise _stopping()
 
     def _make(self, folder: Path, stack: contextlib.ExitStack) -> None:
         make_folder(self._root)
@@ -107,6 +112,10 @@ class Uploads:
     @property
     def _lock(self) -> Path:
         return self._locks / "uploads"
+
+
+def _stopping() -> EngineUnavailableError:
+    return EngineUnavailableError("The server stops: send the upload again.", retry_after=1)
 
 
 def _remove(folder: Path) -> None:

@@ -86,6 +86,8 @@ class TokenCounter:
             places: How many there are.
         """
         there = {tenant, *held}
+        for name in there:
+            self._account(name)  # one that was idle may be forgotten meanwhile
         shares = {name: account.share for name, account in self._accounts.items() if account.waiting or name in there}
         total = sum(shares.values())
 

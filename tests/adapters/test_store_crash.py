@@ -111,7 +111,7 @@ def _kill_writers(store: Store, url: str | None, base: BaseSource, folders: list
         writers = [process(write_for_ever, store.root, base, folders, NAMES, 2 * seed + n, url) for n in range(2)]
         for writer in writers:
             writer.start()
-        time.sleep(chance.uniform(0.03, 0.2))
+        time.sleep(chance.uniform(0.03, 0.2) if url is None else chance.uniform(0.1, 0.6))  # a server is further away
         for writer in writers:
             writer.kill()
             writer.join()
@@ -123,7 +123,7 @@ def _kill_writers(store: Store, url: str | None, base: BaseSource, folders: list
             assert not _strays(store)
         _check(store, base, loaded)
     assert leftovers > rounds // 20  # the kills did hit writers at work
-    assert len(loaded) > 5
+    assert len(loaded) > rounds // 20
 
 
 def _wait_for_server(store: Store) -> None:

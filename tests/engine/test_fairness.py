@@ -269,6 +269,13 @@ def test_no_row_is_left_free_while_an_answer_waits(work: list[tuple], rows: int)
         assert_conserves(sim)
 
 
+def test_more_tenants_than_are_remembered_are_served() -> None:
+    sim = Simulation(rows=32, slots=2, budget=512)
+    names = {sim.add(f"t{number}-", 1, 1) for number in range(2_100)}
+    sim.finish_all()
+    assert sim.ended == names
+
+
 def assert_conserves(sim: Simulation) -> None:
     """A step ends with its tokens spent, all rows taken or nothing waiting; beside another a tenant may get half.
 

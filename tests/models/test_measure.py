@@ -42,7 +42,8 @@ def test_the_table_has_a_column_for_each_base() -> None:
         return {
             "bits_per_byte": {"tales": value},
             "sentiment": {"reviews": (value / 2, {"majority": 0.5})},
-            "instructions": {"plural": (3, 8)},
+            "instructions": {"plural": (3, 8), "past": (1, 4)},
+            "losses": {"before": 2 * value, "after": value},
         }
 
     assert table({"old": figures(1.5), "new": figures(1.25)}).splitlines() == [
@@ -50,5 +51,9 @@ def test_the_table_has_a_column_for_each_base() -> None:
         "|---|---:|---:|",
         "| bits per byte, tales | 1.500 | 1.250 |",
         "| accuracy with LoRA, reviews (majority 0.500) | 0.750 | 0.625 |",
+        "| loss of the expected answers, before LoRA | 3.000 | 2.500 |",
+        "| loss of the expected answers, with LoRA | 1.500 | 1.250 |",
         "| exactly right with LoRA, plural | 3 of 8 | 3 of 8 |",
+        "| exactly right with LoRA, past | 1 of 4 | 1 of 4 |",
+        "| exactly right with LoRA, all of these | 4 of 12 | 4 of 12 |",
     ]

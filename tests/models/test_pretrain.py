@@ -66,6 +66,23 @@ def test_a_plain_text_is_cut_at_blank_lines(tmp_path: Path) -> None:
     assert (training["one"], held_out["one"]) == (["A single text."], [])
 
 
+def test_no_source_is_lost(tmp_path: Path) -> None:
+    for name in ("book.part1.txt", "book.part2.txt"):
+        (tmp_path / name).write_text(name)
+    assert set(read_documents(tmp_path)) == {"book.part1", "book.part2"}
+    (tmp_path / "book.part1.txt.xz").write_bytes(lzma.compress(b"again"))
+    with pytest.raises(SystemExit, match=r"a source book\.part1 already"):
+        read_documents(tmp_path)
+
+
+def test_what_is_held_out_is_bounded_and_text_without_sentences_has_no_exercises() -> None:
+    texts = ["x" * 1_000_000, *(f"kurzer text {i}" for i in range(90))]
+    training, held_out = split({"long": texts})
+    assert held_out["long"] == []
+    assert training["long"] == texts
+    assert list(exercises([], 10, random.Random(0))) == []
+
+
 def test_a_folder_without_text_is_said(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="holds no"):
         read_documents(tmp_path)
@@ -168,18 +185,22 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
 
 def test_the_command_makes_a_base_that_goes_on_from_another(corpus: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
-    rows.write_text(json.dumps({"instruction": "Name a colour.", "input": "", "output": "Red."}) + "\n")
+    row = json.dumps({"instruction": "Name a colour.", "input": "", "output": "Red."}) + "\n"
+    rows.write_text(row * 60)
     done = pretrain_in(corpus, tmp_path / "first", "--instructions", str(rows))
     assert done.returncode == 0, done.stderr
-    assert "instructions" in done.stdout
+    assert "instructions  " in done.stdout
     base = resolve_base(str(tmp_path / "first" / "base"))
     assert base.kind == "decoder"
     assert (tmp_path / "first" / "loss.png").stat().st_size > 5_000
     tokenizer = base.tokenizer()
     assert [tokenizer.convert_ids_to_tokens(i) for i in range(5)] == pretrain.SPECIAL
     assert tokenizer.decode(tokenizer("A café, 7 naïve cats\n")["input_ids"]) == "A café, 7 naïve cats\n"
-    again = pretrain_in(corpus, tmp_path / "second", "--first", str(tmp_path / "first" / "base"))
+    rows.write_text(row)
+    first = str(tmp_path / "first" / "base")
+    again = pretrain_in(corpus, tmp_path / "second", "--first", first, "--instructions", str(rows))
     assert again.returncode == 0, again.stderr
+    assert "instructions is left out" in again.stdout
     second = resolve_base(str(tmp_path / "second" / "base"))
     assert second.fingerprint != base.fingerprint
     assert second.tokenizer().get_vocab() == tokenizer.get_vocab()
@@ -187,6 +208,7 @@ def test_the_command_makes_a_base_that_goes_on_from_another(corpus: Path, tmp_pa
 
 def test_another_plan_does_not_go_on_in_the_same_folder(corpus: Path, tmp_path: Path) -> None:
     assert pretrain_in(corpus, tmp_path).returncode == 0
-    other = pretrain_in(corpus, tmp_path, "--matrix-rate", "0.01")
-    assert other.returncode == 1
-    assert "belongs to another plan" in other.stderr
+    for option, said in (("--matrix-rate", "belongs to another plan"), ("--seed", "belongs to another run")):
+        other = pretrain_in(corpus, tmp_path, option, "1")
+        assert other.returncode == 1
+        assert said in other.stderr

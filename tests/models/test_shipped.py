@@ -27,6 +27,15 @@ def rows(name: str) -> list[dict[str, str]]:
     return [json.loads(line) for line in (EXAMPLES / f"{name}_heldout.jsonl").read_text().splitlines()]
 
 
+def other_base(folder: Path) -> Path:
+    """The embedded base with other weights."""
+    shutil.copytree(resolve_base("embedded").path, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server on a store that was not there before."""
@@ -42,7 +51,9 @@ def test_a_shipped_adapter_is_whole_and_small(name: str) -> None:
     assert 0 < adapter.weights.max_rank <= 16
     assert sum(file.stat().st_size for file in folder.iterdir()) < 3_000_000
     card = (folder / "README.md").read_text()
-    assert card.startswith("---\n")
+    assert card.startswith("---\nlicense: cc-by-sa-4.0\n")
+    assert f"# tenora/{name}" in card
+    assert "no license" not in card
     manifest = (folder / "tenora.json").read_text()
     assert "/work" not in card + manifest
     assert "/tmp" not in card + manifest
@@ -92,11 +103,7 @@ def test_publishing_again_changes_nothing(tmp_path: Path) -> None:
 
 def test_one_of_an_older_base_gets_a_new_version(tmp_path: Path) -> None:
     base, store = resolve_base("embedded"), Store(tmp_path / "store")
-    older = tmp_path / "older"
-    shutil.copytree(base.path, older)
-    weights = load_file(older / "model.safetensors")
-    weights["model.norm.weight"] += 1
-    save_file(weights, older / "model.safetensors", metadata={"format": "pt"})
+    older = other_base(tmp_path / "older")
     old = resolve_base(str(older))
     assert old.fingerprint != base.fingerprint
     stale = store.publish(write_peft_adapter(older, tmp_path / "stale"), AdapterName("tenora", "instruct"), old)
@@ -106,7 +113,18 @@ def test_one_of_an_older_base_gets_a_new_version(tmp_path: Path) -> None:
 
 
 def test_they_belong_to_the_embedded_base(tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(resolve_base("embedded").path, other)
-    with pytest.raises(BaseModelError, match="belong to the base tenora-base, not to other"):
+    other = other_base(tmp_path / "tenora-base")
+    with pytest.raises(BaseModelError, match="belong to the base tenora-base that they came with"):
         publish_shipped(Store(tmp_path / "store"), resolve_base(str(other)))
+    same = tmp_path / "same"
+    shutil.copytree(resolve_base("embedded").path, same)
+    assert len(publish_shipped(Store(tmp_path / "store"), resolve_base(str(same)))) == 3
+
+
+def test_a_server_of_another_base_says_so(tmp_path: Path) -> None:
+    other = other_base(tmp_path / "other")
+    arguments = ("serve", "--examples", "--base", str(other))
+    with running(tmp_path / "log", arguments=arguments, wait=False, store=tmp_path / "store") as server:
+        assert server.process.wait(60) == 2
+        assert "the example adapters belong to the base tenora-base" in server.output()
+        assert "Traceback" not in server.output()

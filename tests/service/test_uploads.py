@@ -152,12 +152,16 @@ def test_a_server_that_stops_gives_uploads_up(tmp_path: Path) -> None:
         with pytest.raises(EngineUnavailableError, match="send the upload again"):
             await task
         check_nothing_is_left(tmp_path, uploads)
-        # Cancelled by whoever waits for no answer, it is that and nothing else.
-        task = asyncio.create_task(upload_adapter(request(uploads, endless(), tmp_path)))
-        await asyncio.sleep(0.05)
-        uploads.end_all()
-        await cancelled(task)
+        with pytest.raises(EngineUnavailableError, match="send the upload again"):
+            await upload_adapter(request(uploads, endless(), tmp_path))  # one that comes later is not begun
         check_nothing_is_left(tmp_path, uploads)
+        # Cancelled by whoever waits for no answer, it is that and nothing else.
+        others = Uploads(tmp_path)
+        task = asyncio.create_task(upload_adapter(request(others, endless(), tmp_path)))
+        await asyncio.sleep(0.05)
+        others.end_all()
+        await cancelled(task)
+        check_nothing_is_left(tmp_path, others)
 
     asyncio.run(stop())
 

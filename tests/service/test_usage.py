@@ -127,6 +127,23 @@ def test_what_cannot_be_written_is_kept(database: Database, monkeypatch: pytest.
     assert counted(database) == {"requests": 1, "prompt_tokens": 5, "generated_tokens": 1}
 
 
+def test_a_flush_ends_however_much_is_charged_meanwhile(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, writes = ledger_of(database), 0
+
+    def charge_too(*args: Any) -> None:
+        nonlocal writes
+        writes += 1
+        assert writes < 3
+        ledger.note([TokenEvent("a", 0, "x", (7,))])
+
+    monkeypatch.setattr("service.ledger._write", charge_too)
+    ledger.open(generating("a"))
+    ledger.flush()
+    assert writes == 1
+    ledger.flush()
+    assert writes == 2
+
+
 def broken_after_commit(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Commits happen, and break before anybody is told; the list has an entry for each of them."""
     database.prepare()

@@ -6,7 +6,7 @@ For each base: bits per byte of each held-out text file; what LoRA makes of it, 
 sentiment (the example reviews, and of DATA/sentiment sst2_sent and imdb where DATA is given) and in following
 instructions (the example rows by what is new in them, and sentences in frames that training never has); five free
 continuations. Figures are kept in --output as they come, so that a second call goes on. Bases read the same bytes,
-whatever their tokenizers; texts are cut into windows of 256 tokens.
+whatever their tokenizers; texts are cut into the windows that models.pretrain trains on.
 """
 
 import argparse
@@ -25,10 +25,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from examples.generator.instructions import build_instructions
 from examples.generator.rows import InstructionRow
+from models.pretrain import CONTEXT, END
 
 ROOT = Path(__file__).resolve().parents[1]
-END = "<|endoftext|>"
-WINDOW = 256
 STARTS = [
     "Once upon a time there was a little",
     "The capital city of the country is",
@@ -53,8 +52,8 @@ def bits_per_byte(model: Any, tokenizer: Any, texts: list[str]) -> float:
     nats = 0.0
     for text in texts:
         ids = [tokenizer.eos_token_id, *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
-        for start in range(0, len(ids) - 1, WINDOW):
-            window = torch.tensor(ids[start : start + WINDOW + 1])
+        for start in range(0, len(ids) - 1, CONTEXT):
+            window = torch.tensor(ids[start : start + CONTEXT + 1])
             logits = model(window[None, :-1]).logits[0].float()
             nats += float(functional.cross_entropy(logits, window[1:], reduction="sum"))
     return nats / math.log(2) / sum(len(text.encode()) for text in texts)

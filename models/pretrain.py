@@ -9,8 +9,9 @@ into passages of some thousand characters. Each file is a source. Sources that `
 others by their size. One document in 100 of each source, some 100 kB, is kept out of training.
 
 The last part of the run, while the learning rate falls, mixes in instruction-shaped text, half in the Alpaca and half
-in the chat template: rows of --instructions (JSON lines with instruction, input, output) and exercises made from the
-corpus's own short sentences.
+in the chat template: rows of --instructions (JSON lines with instruction, input, output), exercises made from the
+corpus's own short sentences, and questions about the tone of the reviews of --reviews (JSON lines with text and label,
+0 or 1).
 
 Matrices are trained with Muon, embeddings and norms with AdamW, in bfloat16 with float32 weights. A checkpoint is
 written every --save-every steps; the same command goes on from it. In --output: the model folder `base`, `loss.png`,
@@ -33,7 +34,6 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import Progress, TimeRemainingColumn
 from torch import Tensor
-from torch.nn import functional
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from adapters.templates import Message, PromptInput, PromptTemplate
@@ -48,23 +48,24 @@ ANNEAL = 0.5  # the part of the run in which the learning rate falls and instruc
 # The share of the tokens that each source gets, before and during the annealing. Long old prose has half of the
 # corpus and a quarter of the tokens: what the base is shown with is short, plain and of today.
 SHARES = {
-    "wiki_en_intros_simple": (0.26, 0.17),
-    "books_children_pd": (0.22, 0.10),
-    "books_adventure_pd": (0.08, 0.03),
-    "dialogue_topicalchat": (0.10, 0.06),
-    "dialogue_sgd": (0.07, 0.03),
+    "wiki_en_intros_simple": (0.28, 0.20),
+    "books_children_pd": (0.20, 0.10),
+    "books_adventure_pd": (0.07, 0.03),
+    "dialogue_topicalchat": (0.11, 0.09),
+    "dialogue_sgd": (0.06, 0.03),
     "dialogue_taskmaster": (0.02, 0.01),
     "tatoeba_sentences": (0.08, 0.10),
     "onestop_news": (0.05, 0.05),
     "storybooks_ccby": (0.05, 0.05),
-    "tinystories_bits": (0.01, 0.02),
+    "tinystories_bits": (0.02, 0.02),
     "trivia_qa": (0.06, 0.03),
-    "instructions": (0.0, 0.15),
-    "exercises": (0.0, 0.20),
+    "instructions": (0.0, 0.11),
+    "exercises": (0.0, 0.14),
+    "reviews": (0.0, 0.04),
 }
 
 
-MADE = ("instructions", "exercises")  # sources that are no files of the corpus
+MADE = ("instructions", "exercises", "reviews")  # sources that are no files of the corpus
 
 
 # ── text ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -240,10 +241,25 @@ def rendered(row: Row, tokenizer: Any, generator: random.Random) -> str:
     return PromptTemplate.named("chat").render(tokenizer, PromptInput.from_messages(turns)) + output
 
 
+def read_lines(files: list[Path]) -> list[dict[str, Any]]:
+    """The objects of JSON-lines files."""
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
 def read_rows(files: list[Path]) -> list[Row]:
     """Instruction rows of JSON-lines files."""
-    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    return [(row["instruction"], row.get("input", ""), row["output"]) for row in rows]
+    return [(row["instruction"], row.get("input", ""), row["output"]) for row in read_lines(files)]
+
+
+def read_reviews(files: list[Path], generator: random.Random) -> list[Row]:
+    """Rows that ask for the tone of a review, of JSON-lines files with text and label (1: positive)."""
+    texts = ["Is this review positive or negative", "Tell the tone of the review", "Does the writer like it"]
+    answers = (("Negative.", "Negative.", "No."), ("Positive.", "Positive.", "Yes."))
+    rows = []
+    for review in read_lines(files):
+        kind = generator.randrange(len(texts))
+        rows.append((texts[kind] + ("?" if kind != 1 else "."), review["text"], answers[review["label"]][kind]))
+    return rows
 
 
 # ── tokens ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -324,6 +340,47 @@ class Plan:
         return min(1.0, (step + 1) / self.warmup, falling)
 
 
+class Head(torch.autograd.Function):
+    """Mean cross-entropy of the output layer, a chunk of positions at a time.
+
+    A chunk's logits become their gradient in their own memory and are used at once: the logits of a whole batch,
+    [8192, 8192], would go through memory half a dozen times.
+    """
+
+    @staticmethod
+    def forward(  # noqa: PLR0917 (torch's protocol)
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, turn: Callable[..., Tensor], chunk: int = 512
+    ) -> Tensor:
+        """The mean loss of hidden [n, hidden] for targets [n]; ``turn`` is `losses_and_gradient`."""
+        output = weight.to(hidden.dtype)
+        of_hidden, of_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        total = weight.new_zeros(())
+        for part in (slice(start, start + chunk) for start in range(0, len(hidden), chunk)):
+            logits = hidden[part] @ output.T
+            total += turn(logits, targets[part], 1 / len(hidden))
+            torch.mm(logits, output, out=of_hidden[part])
+            of_weight += logits.T @ hidden[part]
+        ctx.save_for_backward(of_hidden, of_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients that the forward pass left."""
+        of_hidden, of_weight = ctx.saved_tensors
+        return of_hidden * gradient.to(of_hidden.dtype), of_weight * gradient, None, None, None
+
+
+def losses_and_gradient(logits: Tensor, targets: Tensor, scale: float) -> Tensor:
+    """The sum of the losses of logits [n, vocabulary], times scale; the logits become its gradient."""
+    wide = logits.float()
+    own, highest = wide.gather(1, targets[:, None]), wide.amax(-1, keepdim=True)
+    shares = (wide - highest).exp()
+    sums = shares.sum(-1, keepdim=True)
+    is_target = torch.arange(wide.shape[1], device=wide.device)[None] == targets[:, None]
+    logits.copy_(shares * (scale / sums) - is_target * scale)
+    return (highest + sums.log() - own).sum() * scale
+
+
 class Trainer:
     """The model, its two optimizers and where it is in the run."""
 
@@ -337,14 +394,20 @@ class Trainer:
         ]
         self.base_rates = [plan.matrix_rate, plan.other_rate]
         self.step = 0
-        # One graph for one fixed shape: the loss of [batch, CONTEXT] tokens.
-        self.loss = torch.compile(self._loss, dynamic=False) if compiled else self._loss
+        # One graph for one fixed shape, the hidden states of [batch, CONTEXT] tokens, and one for a chunk of the head.
+        self._hidden = torch.compile(self._states, dynamic=False) if compiled else self._states
+        self._turn = torch.compile(losses_and_gradient, dynamic=False) if compiled else losses_and_gradient
 
-    def _loss(self, rows: Tensor) -> Tensor:
+    def _states(self, ids: Tensor) -> Tensor:
         with torch.autocast(self.device, torch.bfloat16):
-            hidden = self.model.model(input_ids=rows[:, :-1], use_cache=False).last_hidden_state
-            logits = functional.linear(hidden, self.model.lm_head.weight)
-        return functional.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
+            hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
+        return hidden.to(torch.bfloat16)
+
+    def loss(self, rows: Tensor) -> Tensor:
+        """The mean loss of rows [batch, CONTEXT + 1]."""
+        hidden, targets = self._hidden(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten()
+        loss: Tensor = Head.apply(hidden, self.model.lm_head.weight, targets, self._turn)  # type: ignore[no-untyped-call]
+        return loss
 
     def train(self, rows: Tensor) -> float:
         """One step; returns the loss."""
@@ -452,7 +515,7 @@ def new_model(args: argparse.Namespace, tokenizer: Any) -> Any:
 def prepare(args: argparse.Namespace) -> tuple[Any, NDArray[np.uint16], Tensor]:
     """(tokenizer, rows of the run in order, held-out rows); made once, then read from --output."""
     tokens, source = args.output / "tokens.npz", args.output / "source.json"
-    names = ("corpus", "first", "instructions", "exercises", "vocabulary", "steps", "batch", "seed")
+    names = ("corpus", "first", "instructions", "reviews", "exercises", "vocabulary", "steps", "batch", "seed")
     made_from = json.dumps({name: str(getattr(args, name)) for name in names})
     if tokens.exists():
         if source.read_text() != made_from:
@@ -476,6 +539,7 @@ def prepare(args: argparse.Namespace) -> tuple[Any, NDArray[np.uint16], Tensor]:
     made = {
         "instructions": read_rows(args.instructions),
         "exercises": list(exercises(sentences, args.exercises, generator)),
+        "reviews": read_reviews(args.reviews, generator),
     }
     texts = documents | {
         name: [rendered(row, tokenizer, generator) for row in part] for name, part in made.items() if part
@@ -502,6 +566,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder of this run; a second call goes on in it")
     parser.add_argument("--first", type=Path, help="model folder whose weights and tokenizer to go on from")
     parser.add_argument("--instructions", type=Path, nargs="*", default=[], help="JSON-lines files for the annealing")
+    parser.add_argument("--reviews", type=Path, nargs="*", default=[], help="JSON-lines files for the annealing")
     parser.add_argument("--exercises", type=int, default=40_000, help="exercise rows made for the annealing")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=32, help=f"rows of {CONTEXT} tokens a step")
@@ -524,9 +589,11 @@ def main() -> None:
     args = arguments()
     args.output.mkdir(parents=True, exist_ok=True)
     torch.set_float32_matmul_precision("medium")
+    torch.set_flush_denormal(True)  # gradients of real text hold many: a step takes a quarter longer with them
     torch.manual_seed(args.seed)
     tokenizer, rows, held_out = prepare(args)
     model = LlamaForCausalLM.from_pretrained(args.first) if args.first else new_model(args, tokenizer)
+    model.set_attn_implementation("eager")  # compiled for one shape it is faster on a CPU than torch's own attention
     plan = Plan(args.steps, args.batch, args.matrix_rate, args.other_rate)
     (args.output / "plan.json").write_text(json.dumps(plan.__dict__))
     trainer = Trainer(model.float(), plan, args.device, compiled=args.compile)

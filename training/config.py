@@ -227,7 +227,9 @@ class ClassifyConfig(TrainConfig):
     labels: tuple[str, ...] = _flag(DATA, (), "Names of the labels in order, by commas; else those of the data.")
     truncation_side: Literal["left", "right"] = _flag(DATA, "left", "The end that a text too long loses.")
     class_weights: Literal["none", "balanced"] = _flag(
-        OPTIMISER, "none", "Whether rows of rare labels count more, so that all labels count the same."
+        OPTIMISER,
+        "none",
+        "Whether rows of rare labels count more, so that all labels (of several: having each and not) count the same.",
     )
     metric: Literal["accuracy", "macro_f1", "loss"] = _flag(
         EVALUATION, "accuracy", "Which epoch is best: by validation accuracy, macro F1 or loss."

@@ -332,7 +332,8 @@ def load_optimiser_state(
 
 def identity(task: Task[Any, Any]) -> dict[str, Any]:
     """What must be the same for a run to go on."""
-    return {**task.config.as_recipe(), "data_sha256": task.dataset.sha256, "fingerprint": task.base.fingerprint}
+    hashes = {f"{part}_sha256": sha256 for part, sha256 in task.dataset.hashes.items()}
+    return {**task.config.as_recipe(), **hashes, "fingerprint": task.base.fingerprint}
 
 
 def check_identity(task: Task[Any, Any], saved: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Rows as token ids: what the model reads, which tokens it learns, and what the loss is."""
 
+import itertools
 import shutil
 from collections.abc import Callable
 from itertools import pairwise
@@ -252,21 +253,39 @@ def test_the_loss_of_labels_is_torch_s(tiny: Tiny, tmp_path: Path, weighted: str
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_loss_of_several_labels_is_torch_s(tiny: Tiny, tagged: Path, tmp_path: Path) -> None:
-    task = encoded("classify", tmp_path, base=str(tiny("gpt2")), data=tagged)
+@pytest.mark.parametrize("weighted", ["none", "balanced"])
+def test_the_loss_of_several_labels_is_torch_s(tiny: Tiny, tmp_path: Path, weighted: str) -> None:
+    tagged = [*TAGGED, *({"text": f"another {n}", "labels": ["even"]} for n in range(9))]
+    data = write_jsonl(tmp_path / "tagged.jsonl", tagged)
+    task = encoded("classify", tmp_path, base=str(tiny("gpt2")), data=data, class_weights=weighted)
     assert task.dataset.labels == ("even", "low")
     torch.manual_seed(0)
     model, examples = task.load_model(), task.examples.train[:6]
     wanted = torch.tensor(
-        [[float(label in TAGGED[row.place.number - 1]["labels"]) for label in ("even", "low")] for row in examples]
+        [[float(label in tagged[row.place.number - 1]["labels"]) for label in ("even", "low")] for row in examples]
     )
-    expected = binary_cross_entropy_with_logits(logits_of(task, model, examples), wanted)
+    rows, having = len(task.rows.train), [sum(label in row.labels for row in task.rows.train) for label in (0, 1)]
+    assert having[0] != having[1]
+    weights = torch.ones(wanted.shape)
+    if weighted == "balanced":
+        for row, label in itertools.product(range(len(wanted)), (0, 1)):
+            alike = having[label] if wanted[row, label] else rows - having[label]
+            weights[row, label] = rows / 2 / alike
+    expected = binary_cross_entropy_with_logits(logits_of(task, model, examples), wanted, weights)
     with torch.no_grad():
         found = task.loss(fast(task, model), examples) / task.weight(examples)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert task.manifest_fields()["problem_type"] == "multi_label"
-    with pytest.raises(ConfigError, match="--class-weights is for rows of one label"):
-        encoded("classify", tmp_path, base=str(tiny("gpt2")), data=tagged, class_weights="balanced")
+
+
+def test_a_label_that_every_text_has_counts_all_the_same(tiny: Tiny, tmp_path: Path) -> None:
+    """Nobody lacks it: the weight of what never comes is no infinity."""
+    rows = [{"text": f"text {n}", "labels": ["always", *(["even"] if n % 2 else [])]} for n in range(20)]
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    task = encoded("classify", tmp_path, base=str(tiny("gpt2")), data=data, class_weights="balanced")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        assert torch.isfinite(task.loss(fast(task, task.load_model()), task.examples.train))
 
 
 def test_texts_too_long_lose_an_end_and_are_counted(tiny: Tiny, tmp_path: Path) -> None:

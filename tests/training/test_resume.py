@@ -151,6 +151,9 @@ def test_what_would_go_wrong_with_a_run_that_is_not_finished(tiny: Tiny, rows: P
     other = write_jsonl(tmp_path / rows.name, REVIEWS[:-1])
     with pytest.raises(TrainingError, match=r"another one \(data_sha256: '[0-9a-f]+' then, '[0-9a-f]+' now\)"):
         run("classify", tmp_path, resume=True, **{**same, "data": other})
+    held_out = write_jsonl(tmp_path / "held_out.jsonl", REVIEWS[:4])
+    with pytest.raises(TrainingError, match=r"another one \(.*validation_sha256: None then, '[0-9a-f]+' now"):
+        run("classify", tmp_path, resume=True, validation=held_out, **same)
     (state,) = states(tmp_path)
     for name in ("state.json", "state.safetensors", "weights/adapter_model.safetensors"):
         whole = (state / name).read_bytes()

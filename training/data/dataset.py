@@ -31,7 +31,7 @@ class Dataset(Generic[AnyRow]):
         parts: the rows of each part in the order of their files; the first part is the one to learn from.
         labels: the names that ``TextRow.labels`` index; empty for other kinds.
         multi_label: whether a text may have any number of labels.
-        sha256: of the first part: of a file's bytes, or over a folder's names and hashes.
+        hashes: SHA-256 of each part: of a file's bytes, or over a folder's names and hashes.
         formats: how many rows of each format, by its name.
         passed_over: files in folders that are of no kind that holds rows.
     """
@@ -40,9 +40,14 @@ class Dataset(Generic[AnyRow]):
     parts: Mapping[str, tuple[AnyRow, ...]]
     labels: tuple[str, ...]
     multi_label: bool
-    sha256: str
+    hashes: Mapping[str, str]
     formats: Mapping[str, int]
     passed_over: tuple[Path, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Of the part to learn from."""
+        return next(iter(self.hashes.values()))
 
 
 @overload
@@ -146,9 +151,9 @@ def assemble(
         for table in source.tables
         for problem in sorted(table.problems, key=lambda problem: problem.number)
     ]
-    sha256 = next(iter(sources.values())).sha256
+    hashes = {part: source.sha256 for part, source in sources.items()}
     passed_over = tuple(file for source in sources.values() for file in source.passed_over)
-    return Dataset(kind, rows, names.names, multi_label, sha256, dict(formats), passed_over), problems
+    return Dataset(kind, rows, names.names, multi_label, hashes, dict(formats), passed_over), problems
 
 
 def _recognised(

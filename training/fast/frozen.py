@@ -1,28 +1,39 @@
 """A weight that is not trained, laid out for its two products: with an input, and with the gradient of an output.
 
-In bfloat16 on a CPU both layouts are packed by oneDNN beforehand. torch would pack the weight anew in each product,
-which takes a fifth of the time of a product with a few hundred rows. It costs a second copy in two bytes a number.
+On a CPU both layouts are packed by oneDNN beforehand. torch would pack the weight anew in each product, which takes a
+fifth of the time of a product with a few hundred rows in bfloat16, and some 5% of one in float32. In bfloat16 the
+copies take the base's own memory once more; in float32 twice, so there they are made only where that is little.
 """
 
+import os
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+SHARE = 8
+"""The packed float32 copies of all weights take at most this part of the machine's memory, or there are none."""
+
 
 class FrozenWeight:
     """Weight and bias of a Linear or a Conv1D, in every type that was asked for.
 
-    float32 is the layer's own memory; another type is a copy, made when it is first used.
+    float32 is the layer's own memory unless it is packed; another type is a copy. Copies are made when first used.
+
+    Args:
+        pack_float32: Also pack for float32, wherever torch is set to take oneDNN for it ("medium").
     """
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, *, pack_float32: bool = False) -> None:
         weight = layer.weight.detach()
         self._weight = weight.T if isinstance(layer, nn.Linear) else weight  # [in, out]
         self._bias = None if layer.bias is None else layer.bias.detach()
         self._rounded: dict[torch.dtype, Tensor] = {}
         self._biases: dict[torch.dtype, Tensor | None] = {}
-        self._packed: dict[str, Tensor] = {}
+        self._packed: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._pack_float32 = pack_float32
 
     @property
     def width(self) -> int:
@@ -33,7 +44,7 @@ class FrozenWeight:
         """x Wᵀ + b: ``[n, in] -> [n, out]`` of ``dtype``."""
         x, bias = x.to(dtype), self._bias_of(dtype)
         if self._packs(dtype):
-            return _packed_product(x, self._packed_as("forward", self._weight.T), bias)
+            return _packed_product(x, self._packed_as("forward", self._weight.T, dtype), bias)
         weight = self._of(dtype)
         return x @ weight if bias is None else torch.addmm(bias, x, weight)
 
@@ -41,17 +52,20 @@ class FrozenWeight:
         """dy W: ``[n, out] -> [n, in]`` of ``dtype``."""
         dy = dy.to(dtype)
         if self._packs(dtype):
-            return _packed_product(dy, self._packed_as("backward", self._weight), None)
+            return _packed_product(dy, self._packed_as("backward", self._weight, dtype), None)
         return dy @ self._of(dtype).T
 
     def _packs(self, dtype: torch.dtype) -> bool:
-        return dtype == torch.bfloat16 and self._weight.device.type == "cpu" and _CAN_PACK
+        if self._weight.device.type != "cpu" or not _CAN_PACK:
+            return False
+        by_onednn = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+        return dtype == torch.bfloat16 or (by_onednn and self._pack_float32)
 
-    def _packed_as(self, way: str, weight: Tensor) -> Tensor:
-        if way not in self._packed:
-            rounded = weight.to(torch.bfloat16).contiguous()
-            self._packed[way] = torch.ops.mkldnn._reorder_linear_weight(rounded)
-        return self._packed[way]
+    def _packed_as(self, way: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        if (way, dtype) not in self._packed:
+            rounded = weight.to(dtype).contiguous()
+            self._packed[way, dtype] = torch.ops.mkldnn._reorder_linear_weight(rounded)
+        return self._packed[way, dtype]
 
     def _of(self, dtype: torch.dtype) -> Tensor:
         if dtype not in self._rounded:
@@ -62,6 +76,20 @@ class FrozenWeight:
         if dtype not in self._biases:
             self._biases[dtype] = None if self._bias is None else self._bias.to(dtype)
         return self._biases[dtype]
+
+
+def are_small(layers: Iterable[Any]) -> bool:
+    """Whether packed float32 copies of these layers' weights are little beside the machine's memory."""
+    numbers: int = sum(layer.weight.numel() for layer in layers)
+    return 2 * 4 * numbers * SHARE <= memory()
+
+
+def memory() -> int:
+    """Bytes that this process may use: of the machine, or what its container allows."""
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    allowed = limit.read_text().strip() if limit.exists() else "max"
+    return min(installed, int(allowed)) if allowed.isdigit() else installed
 
 
 _CAN_PACK = bool(torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -80,12 +80,13 @@ class FastLora:
     Args:
         layer: PEFT's layer; its base is a Linear or a Conv1D.
         arithmetic: In which type the products run.
+        pack_float32: See `FrozenWeight`.
     """
 
-    def __init__(self, layer: Any, arithmetic: Arithmetic) -> None:
+    def __init__(self, layer: Any, arithmetic: Arithmetic, *, pack_float32: bool = False) -> None:
         (name,) = layer.active_adapters
         self._layer, self._name, self._arithmetic = layer, name, arithmetic
-        self._frozen = FrozenWeight(layer.get_base_layer())
+        self._frozen = FrozenWeight(layer.get_base_layer(), pack_float32=pack_float32)
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[…, in] -> […, out]`` in the type of the products."""

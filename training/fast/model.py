@@ -15,7 +15,7 @@ from adapters.architecture import ENCODERS
 from adapters.heads import BackboneStub
 from training.fast.attention import NAME, attending
 from training.fast.dropout import FastDropout
-from training.fast.frozen import FrozenWeight
+from training.fast.frozen import FrozenWeight, are_small
 from training.fast.head import CHUNK, cross_entropy
 from training.fast.layout import Layout, pack
 from training.fast.linear import Arithmetic, FastFrozen, FastLora
@@ -93,6 +93,8 @@ class FastModel:
         self._first_position = config.pad_token_id + 1 if config.model_type == "roberta" else 0
         self._classifier = None if self._head is not None else _head_only(self._task_model, self._backbone)
         self._output: FrozenWeight | None = None
+        heads = () if self._head is None else (self._head,)
+        self._pack_float32 = levers.fused and are_small(filter(_is_linear, (*self._backbone.modules(), *heads)))
         self._patched: list[nn.Module] = []
         self._trains_base = any(
             _is_linear(module) and module.weight.requires_grad
@@ -277,7 +279,7 @@ class FastModel:
         if self.levers.fused:
             self._fuse()
         if self._head is not None and _is_frozen_linear(self._head):
-            self._output = FrozenWeight(self._head)
+            self._output = FrozenWeight(self._head, pack_float32=self._pack_float32)
 
     @property
     def _output_dtype(self) -> torch.dtype:
@@ -290,7 +292,7 @@ class FastModel:
         for module in self._backbone.modules():
             if hasattr(module, "lora_A") and _is_frozen_linear(module.get_base_layer()):
                 inside |= set(module.modules())
-                self._patch(module, FastLora(module, self._arithmetic))
+                self._patch(module, FastLora(module, self._arithmetic, pack_float32=self._pack_float32))
         for module in self._backbone.modules():
             if module not in inside and rounds and _is_frozen_linear(module):
                 self._patch(module, FastFrozen(module, self._arithmetic))

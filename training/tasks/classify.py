@@ -45,8 +45,6 @@ class ClassifyTask(Task[TextRow, TextExample]):
         self.labels, self.multi_label = self.dataset.labels, self.dataset.multi_label
         if self.multi_label and config.metric == "accuracy":
             self.notes.append("a row counts as right for accuracy if all of its labels are")
-        if self.multi_label and config.class_weights != "none":
-            raise ConfigError("--class-weights is for rows of one label: leave it out")
         self._weights = self._label_weights()
         self._sentences = self._read_sentences()
         self._cut = 0
@@ -76,7 +74,7 @@ class ClassifyTask(Task[TextRow, TextExample]):
         return float(self._weights[[example.labels[0] for example in examples]].sum())
 
     def loss(self, fast: FastModel, examples: Sequence[TextExample]) -> Tensor:
-        """Summed cross-entropy; of several labels its mean over the labels."""
+        """Summed cross-entropy; of several labels its mean over the labels, each by the weights of its two answers."""
         return self._loss(fast.label_logits([example.ids for example in examples]), examples)
 
     def validate(self, fast: FastModel, examples: Sequence[TextExample]) -> Metrics:
@@ -134,16 +132,27 @@ class ClassifyTask(Task[TextRow, TextExample]):
         }
 
     def _label_weights(self) -> Tensor:
-        """What a row of each label counts: all the same, or so that all labels together do."""
-        if self.config.class_weights == "none" or self.multi_label:
-            return torch.ones(len(self.labels))
-        counts = torch.bincount(torch.tensor([row.labels[0] for row in self.rows.train]), minlength=len(self.labels))
-        return len(self.rows.train) / (len(self.labels) * counts.clamp(min=1).float())
+        """What a row of each label counts: all the same, or so that all labels together do.
+
+        Returns:
+            ``[labels]``, or ``[2, labels]`` where a text may have several: of rows without and with each label.
+        """
+        counts = torch.bincount(
+            torch.tensor([label for row in self.rows.train for label in row.labels], dtype=torch.long),
+            minlength=len(self.labels),
+        )
+        rows, answers = len(self.rows.train), len(self.labels)
+        if self.multi_label:
+            counts, answers = torch.stack((rows - counts, counts)), 2
+        if self.config.class_weights == "none":
+            return torch.ones(counts.shape)
+        return rows / (answers * counts.clamp(min=1).float())
 
     def _loss(self, logits: Tensor, examples: Sequence[TextExample]) -> Tensor:
         if self.multi_label:
-            wanted = self._many(examples).to(logits.device)
-            return binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(-1).sum()
+            wanted, (without, having) = self._many(examples).to(logits.device), self._weights.to(logits.device)
+            weights = torch.where(wanted > 0, having, without)
+            return binary_cross_entropy_with_logits(logits, wanted, weights, reduction="none").mean(-1).sum()
         wanted = torch.tensor([example.labels[0] for example in examples], device=logits.device)
         return cross_entropy(logits, wanted, weight=self._weights.to(logits.device), reduction="sum")
 

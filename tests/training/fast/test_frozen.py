@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from training.fast import frozen
 from training.fast.frozen import FrozenWeight
+from training.fast.precision import Precision
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: nn.Linear(33, 70),
@@ -52,6 +53,33 @@ def test_float32_is_the_layers_own_memory() -> None:
     layer.weight.zero_()
     assert torch.equal(weight.product(torch.ones(1, 33), torch.float32)[0], layer.bias)
     assert not torch.equal(before[0], layer.bias)
+
+
+def test_float32_is_packed_where_it_is_asked_for_and_by_onednn() -> None:
+    """Then it is a copy, and as exact."""
+    layer = made("Conv1D")
+    weight, x, dy = FrozenWeight(layer, pack_float32=True), torch.randn(90, 33), torch.randn(90, 70)
+    expected, expected_back = layer(x), dy @ layer.weight.T
+    for matmul, copies in (("medium", frozen._CAN_PACK), ("highest", False)):
+        with Precision(torch.float32, matmul).active():
+            torch.testing.assert_close(weight.product(x, torch.float32), expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(weight.back(dy, torch.float32), expected_back, rtol=1e-5, atol=1e-5)
+            kept = layer.weight.clone()
+            layer.weight.zero_()
+            assert bool(weight.product(x, torch.float32).sub(layer.bias).any()) == copies
+            layer.weight.copy_(kept)
+
+
+def test_only_small_bases_are_packed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [made("linear"), made("no bias")]
+    needed = 2 * 2 * 4 * 33 * 70 * frozen.SHARE
+    for available, small in ((needed, True), (needed - 1, False)):
+        monkeypatch.setattr(frozen, "memory", lambda available=available: available)
+        assert frozen.are_small(layers) == small
+
+
+def test_memory_is_that_of_the_machine() -> None:
+    assert 2**28 < frozen.memory() < 2**50
 
 
 def test_rows_that_are_not_contiguous() -> None:

@@ -1,6 +1,5 @@
 """A task's model with the levers on it: token ids of rows in, losses and logits out."""
 
-import functools
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from adapters.activations import fused_activation
 from adapters.architecture import ENCODERS
 from adapters.heads import BackboneStub
 from training.fast.attention import NAME, attending
@@ -22,11 +22,6 @@ from training.fast.linear import Arithmetic, FastFrozen, FastLora
 from training.fast.narrow import narrow_last, reading
 
 Rows = Sequence[Sequence[int]]
-# Activations written as a chain of operations, and the one operation that computes the same.
-_FUSED_ACTIVATIONS = {
-    name: functools.partial(nn.functional.gelu, approximate="tanh")
-    for name in ("NewGELUActivation", "PytorchGELUTanh", "FastGELUActivation", "GELUTanh")
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,8 +293,8 @@ class FastModel:
                 self._patch(module, FastFrozen(module, self._arithmetic))
             elif type(module) is nn.Dropout and module not in inside:
                 self._patch(module, FastDropout(module))
-            elif type(module).__name__ in _FUSED_ACTIVATIONS:
-                self._patch(module, _FUSED_ACTIVATIONS[type(module).__name__])
+            elif (activation := fused_activation(module)) is not None:
+                self._patch(module, activation.forward)
 
     def _patch(self, module: nn.Module, forward: Any) -> None:
         module.forward = forward

@@ -8,18 +8,27 @@
  * leave without waiting for each other unless said.
  */
 
-/* Put x into eight bits for a linear layer that reads it so; threads take the rows that share_norm gives them. */
-static void F(share_round)(const Linear *linear, const Batch *batch, const TYPE *x) {
-    if (!linear->scale) return;
+/* Copy x for a linear layer that reads a copy, in eight bits or with its rows apart; threads take the rows that
+ * share_norm gives them. */
+static void F(share_copy)(const Linear *linear, const Batch *batch, const TYPE *x) {
 #if INT8
-    const Rounded to = rounded(batch, linear->k);
+    if (linear->scale) {
+        const Rounded to = rounded(batch, linear->k);
 #pragma omp for schedule(static) nowait
-    for (int64_t m = 0; m < batch->total; m++)
-        F(round_row)(x + m * linear->k, linear->k, to.q + m * to.ld, to.step + m, to.zero + m);
+        for (int64_t m = 0; m < batch->total; m++)
+            F(round_row)(x + m * linear->k, linear->k, to.q + m * to.ld, to.step + m, to.zero + m);
+        return;
+    }
 #endif
+    const int64_t ld = apart(linear, batch);
+    TYPE *to = batch->copy;
+    if (!ld) return;
+#pragma omp for schedule(static) nowait
+    for (int64_t m = 0; m < batch->total; m++) memcpy(to + m * ld, x + m * linear->k, linear->k * sizeof(TYPE));
 }
 
-/* y = (start or bias) + x W^T; start is [total, n] and may be y itself. In int8 x has to have been put into eight bits. */
+/* y = (start or bias) + x W^T; start is [total, n] and may be y itself. Where the layer reads a copy of x it has to have
+ * been made. */
 static void F(share_linear)(const Linear *linear, const Batch *batch, const TYPE *x, const TYPE *start, TYPE *y) {
 #if INT8
     if (linear->scale) {
@@ -29,13 +38,15 @@ static void F(share_linear)(const Linear *linear, const Batch *batch, const TYPE
 #endif
     const int64_t n = linear->n, k = linear->k, total = batch->total, pairs = (n + 2 * PANEL - 1) / (2 * PANEL);
     const int64_t deep = max64(TILE, (1 << 19) / (k * (int64_t)sizeof(TYPE)) / TILE * TILE); /* rows in the L2 cache */
+    const int64_t copied = apart(linear, batch), ldx = copied ? copied : k;
     const TYPE *weight = linear->weight, *bias = linear->bias;
+    if (copied) x = batch->copy;
     for (int64_t m = 0; m < total; m += deep) {
 #pragma omp for schedule(static) nowait
         for (int64_t p = 0; p < pairs; p++) {
             const int64_t o = p * 2 * PANEL;
             const TYPE *from = start ? start + m * n + o : bias ? bias + o : NULL;
-            F(tiles)(min64(deep, total - m), x + m * k, k, weight + o * k, k / PAIR, min64(2 * PANEL, n - o), from,
+            F(tiles)(min64(deep, total - m), x + m * ldx, ldx, weight + o * k, k / PAIR, min64(2 * PANEL, n - o), from,
                     start ? n : 0, y + m * n + o, n);
         }
     }
@@ -147,7 +158,7 @@ static void F(share_layer)(const Layer *layer, const Batch *batch, TYPE *x, TYPE
     attention.q_head = attention.k_head = attention.v_head = dim;
 
     F(share_norm)(x, layer->input_norm, normed, total, hidden, layer->input_eps);
-    F(share_round)(layer->q->linear, batch, normed);
+    F(share_copy)(layer->q->linear, batch, normed);
 #pragma omp barrier
     F(share_linear)(layer->q->linear, batch, normed, NULL, q);
     F(share_linear)(layer->k->linear, batch, normed, NULL, k);
@@ -156,22 +167,22 @@ static void F(share_layer)(const Layer *layer, const Batch *batch, TYPE *x, TYPE
     F(share_rotate)(layer, batch, q, k);
     F(share_attention)(&attention, batch->span, batch->spans, batch->threads);
 #pragma omp barrier
-    if (layer->o->linear->scale) {
-        F(share_round)(layer->o->linear, batch, attended);
+    if (copies(layer->o->linear, batch)) {
+        F(share_copy)(layer->o->linear, batch, attended);
 #pragma omp barrier
     }
     F(share_linear)(layer->o->linear, batch, attended, x, x);
     F(share_lora)(batch, (const Module *[]){layer->o}, (TYPE *[]){x}, 1, attended);
 
     F(share_norm)(x, layer->post_norm, normed, total, hidden, layer->post_eps);
-    F(share_round)(layer->gate->linear, batch, normed);
+    F(share_copy)(layer->gate->linear, batch, normed);
 #pragma omp barrier
     F(share_linear)(layer->gate->linear, batch, normed, NULL, gate);
     F(share_linear)(layer->up->linear, batch, normed, NULL, up);
     F(share_lora)(batch, (const Module *[]){layer->gate, layer->up}, (TYPE *[]){gate, up}, 2, normed);
 #pragma omp for schedule(static) nowait
     for (int64_t m = 0; m < total; m++) F(gate)(gate + m * inner, up + m * inner, inner);
-    F(share_round)(layer->down->linear, batch, gate);
+    F(share_copy)(layer->down->linear, batch, gate);
 #pragma omp barrier
     F(share_linear)(layer->down->linear, batch, gate, x, x);
     F(share_lora)(batch, (const Module *[]){layer->down}, (TYPE *[]){x}, 1, gate);
@@ -183,8 +194,8 @@ static void F(share_layer)(const Layer *layer, const Batch *batch, TYPE *x, TYPE
 void F(tenora_linear)(const Module *module, const Batch *batch, const TYPE *x, TYPE *y) {
 #pragma omp parallel num_threads(batch->threads)
     {
-        if (module->linear->scale) {
-            F(share_round)(module->linear, batch, x);
+        if (copies(module->linear, batch)) {
+            F(share_copy)(module->linear, batch, x);
 #pragma omp barrier
         }
         F(share_linear)(module->linear, batch, x, NULL, y);

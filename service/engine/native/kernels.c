@@ -36,9 +36,10 @@
 
 typedef uint16_t bf16;
 
-/* A frozen linear layer: y = x W^T + bias. k is even in bfloat16. In int8 the layer has scales, else they are NULL. */
+/* A frozen linear layer: y = x W^T + bias. k is even in bfloat16. In int8 the layer has scales, else they are NULL.
+ * apart: where rows of x would fall on each other in the cache, how many values they are to be apart in a copy; or 0. */
 typedef struct {
-    int64_t n, k;
+    int64_t n, k, apart;
     const void *weight;  /* panels */
     const void *bias;    /* [n] or NULL */
     const float *scale;  /* [n] */
@@ -88,14 +89,14 @@ typedef struct {
     Attention attention; /* without q, k, v and out */
 } Layer;
 
-/* What the layers of one forward pass share. cos, sin: [total, head_dim]. rounded has room for x in eight bits, total *
- * (k + 136) bytes for the largest k of a layer in int8. */
+/* What the layers of one forward pass share. cos, sin: [total, head_dim]. copy has room for a copy of x, for the largest
+ * of a layer: in int8 total * (k + 136) bytes, else total * apart values. */
 typedef struct {
     int64_t total, spans, rows, threads;
     const Span *span;
     const Rows *row;
     const void *cos, *sin;
-    void *rounded;
+    void *copy;
 } Batch;
 
 /* Rows of x in eight bits: x[m] = step[m] * (q[m] - zero[m]). */
@@ -142,11 +143,18 @@ void tenora_pack(const Packing *items, int64_t count) {
     }
 }
 
+/* How far apart the copied rows of x are that a linear layer in its own type reads; 0: it reads x itself. The lines of a
+ * few rows fit into the cache wherever they are. */
+static int64_t apart(const Linear *linear, const Batch *batch) { return batch->total > 4 ? linear->apart : 0; }
+
+/* Whether a linear layer reads a copy of x. */
+static int copies(const Linear *linear, const Batch *batch) { return linear->scale || apart(linear, batch); }
+
 /* Where the batch keeps rows of k values in eight bits. */
 static Rounded rounded(const Batch *batch, int64_t k) {
     const int64_t ld = ((k + 63) / 64 | 1) * 64;
-    float *step = (float *)((uint8_t *)batch->rounded + batch->total * ld);
-    return (Rounded){batch->rounded, step, (int32_t *)(step + batch->total), ld};
+    float *step = (float *)((uint8_t *)batch->copy + batch->total * ld);
+    return (Rounded){batch->copy, step, (int32_t *)(step + batch->total), ld};
 }
 
 /* The same without the first m rows. */

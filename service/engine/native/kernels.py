@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from adapters.activations import fused_activation
 from adapters.weights import LoraPair
 from service.engine.attention import AttentionBatch
 from service.engine.kernels import Shape, TorchKernels
@@ -81,8 +82,8 @@ class NativeKernels(TorchKernels):
         return [token if token >= 0 else None for token in best.tolist()]
 
     def fuse(self, base: LoadedBase, cache: KVCache | None, batch: AttentionBatch) -> None:
-        """Put kernels in the place of what they compute equally: RMSNorms, and whole decoder layers."""
-        self._replace_norms(base.model)
+        """Put kernels in the place of what they compute equally: RMSNorms, activations, and whole decoder layers."""
+        self._replace(base.model)
         if cache is not None:
             fuse_layers(
                 base.backbone,
@@ -93,9 +94,11 @@ class NativeKernels(TorchKernels):
                 threads=self._threads,
             )
 
-    def _replace_norms(self, model: nn.Module) -> None:
+    def _replace(self, model: nn.Module) -> None:
         module: Any
         for parent in list(model.modules()):
             for name, module in list(parent.named_children()):
                 if replaceable(module, self._dtype):
                     setattr(parent, name, NativeRMSNorm(module.weight, module.variance_epsilon, self._threads))
+                elif (activation := fused_activation(module)) is not None:
+                    setattr(parent, name, activation)

@@ -57,7 +57,7 @@ class FusedLayers(nn.Module):
         )
         self.head_dim = cache.keys[0].shape[-1]
         inputs = (first.self_attn.q_proj, first.self_attn.o_proj, first.mlp.down_proj)
-        self._rounded_bytes = max(linear.base.rounded_bytes for linear in inputs)
+        self._copied_bytes = max(linear.base.copied_bytes for linear in inputs)
         self._kernel = library.function("tenora_layers", first.input_layernorm.weight.dtype)
 
     def forward(self, x: Tensor, position_embeddings: tuple[Tensor, Tensor], **kwargs: Any) -> Tensor:
@@ -75,7 +75,7 @@ class FusedLayers(nn.Module):
         cosine, sine = (angle.to(x.dtype).contiguous() for angle in angles)
         out = x.clone(memory_format=torch.contiguous_format)
         scratch = x.new_empty(x.shape[1] * self._values)
-        rounded = torch.empty(x.shape[1] * self._rounded_bytes, dtype=torch.uint8)
+        copy = torch.empty(x.shape[1] * self._copied_bytes, dtype=torch.uint8)
         struct = library.Batch(
             total=x.shape[1],
             spans=spans.count,
@@ -83,7 +83,7 @@ class FusedLayers(nn.Module):
             threads=self._threads,
             cos=cosine.data_ptr(),
             sin=sine.data_ptr(),
-            rounded=rounded.data_ptr(),
+            copy=copy.data_ptr(),
         )
         if self._context.batch is not None:
             rows = self._context.batch.rows(self._threads)

@@ -23,6 +23,8 @@ MAX_INT8 = 1 << 16
 """Most inputs of a layer in int8 whose sums still fit 32 bits."""
 ROUNDED_EXTRA = 136
 """Bytes that a row of a batch needs beside its values in eight bits."""
+LINE, SAME_SETS = 64, 2048
+"""Bytes of a cache line, and of a row of x: rows a multiple of that long compete for the same places in the cache."""
 Pointer, Int, Float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
@@ -30,7 +32,7 @@ class Linear(ctypes.Structure):
     """``Linear`` of kernels.c."""
 
     _fields_ = (
-        ("n", Int), ("k", Int),
+        ("n", Int), ("k", Int), ("apart", Int),
         ("weight", Pointer), ("bias", Pointer), ("scale", Pointer), ("sums", Pointer),
     )  # fmt: skip
 
@@ -71,7 +73,7 @@ class Batch(ctypes.Structure):
     _fields_ = (
         ("total", Int), ("spans", Int), ("rows", Int), ("threads", Int),
         ("span", Pointer), ("row", Pointer), ("cos", Pointer), ("sin", Pointer),
-        ("rounded", Pointer),
+        ("copy", Pointer),
     )  # fmt: skip
 
 

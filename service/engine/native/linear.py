@@ -101,6 +101,7 @@ class PackedLinear(nn.Module):
         self._struct = library.Linear(
             n=self.out_features,
             k=self.in_features + self.padding,
+            apart=0 if int8 else _apart(self.in_features + self.padding, weight.itemsize),
             weight=self.panels.data_ptr(),
             bias=_address(bias),
             scale=_address(self.scales),
@@ -111,14 +112,21 @@ class PackedLinear(nn.Module):
         self.weight = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
 
     @property
-    def rounded_bytes(self) -> int:
-        """Bytes that a row of x takes in eight bits; 0 where it is not rounded."""
-        return 0 if self.scales is None else self.in_features + self.padding + library.ROUNDED_EXTRA
+    def copied_bytes(self) -> int:
+        """Bytes that a row of x takes in the copy that the kernels read; 0 where they read x itself."""
+        if self.scales is None:
+            return int(self._struct.apart) * self.weight.itemsize
+        return self.in_features + self.padding + library.ROUNDED_EXTRA
 
     def dense(self) -> Tensor:
         """The weight that it computes with, ``[out, in]``."""
         weight = unpack(self.panels, self.out_features, self.in_features)
         return weight if self.scales is None else Int8Weight(weight, self.scales).dense()
+
+
+def _apart(k: int, itemsize: int) -> int:
+    """How many values rows of k are to be apart: one cache line further where they would meet in the cache, else 0."""
+    return k + library.LINE // itemsize if k * itemsize % library.SAME_SETS == 0 else 0
 
 
 def _address(tensor: Tensor | None) -> int | None:
@@ -148,8 +156,8 @@ class PackedLoraLinear(MultiLoraLinear):
         x = nn.functional.pad(x, (0, 1)) if self.base.padding else x.contiguous()
         y = x.new_empty((*x.shape[:-1], self.base.out_features))
         total, batch = x.numel() // x.shape[-1], self.context.batch
-        rounded = torch.empty(total * self.base.rounded_bytes, dtype=torch.uint8)
-        struct = library.Batch(total=total, threads=self._threads, rounded=rounded.data_ptr())
+        copy = torch.empty(total * self.base.copied_bytes, dtype=torch.uint8)
+        struct = library.Batch(total=total, threads=self._threads, copy=copy.data_ptr())
         if batch is not None:
             assert total == len(batch.slots), f"{total} rows for a batch of {len(batch.slots)} tokens"
             rows = batch.rows(self._threads)

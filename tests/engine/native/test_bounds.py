@@ -27,18 +27,22 @@ SIDES = st.booleans()
 
 
 @settings(max_examples=60)
-@given(SIZES, SIZES, st.integers(1, 35), st.integers(1, 40), SIDES)
-def test_linear_layers(dtype: torch.dtype, n: int, k: int, rank: int, rows: int, before: bool) -> None:
+@given(SIZES, SIZES, st.integers(1, 35), st.integers(1, 40), SIDES, st.sampled_from([0, 0, 1, 32]))
+def test_linear_layers(dtype: torch.dtype, n: int, k: int, rank: int, rows: int, before: bool, further: int) -> None:
     k += k % 2  # as PackedLinear pads it
     x, y, bias = (fenced(torch.ones(shape, dtype=dtype), before=before) for shape in ((rows, k), (rows, n), (n,)))
     weight = fenced(pack(torch.ones(n, k, dtype=dtype)), before=before)
     a = fenced(pack(torch.ones(rank, k, dtype=dtype)), before=before)
     b = fenced(pack(torch.ones(n, rank, dtype=dtype)), before=before)
-    linear = library.Linear(n=n, k=k, weight=weight.data_ptr(), bias=bias.data_ptr())
+    further += further % 2  # whole pairs of bfloat16
+    copy = fenced(torch.zeros(rows * (k + further), dtype=dtype), before=before)
+    linear = library.Linear(
+        n=n, k=k, apart=k + further if further else 0, weight=weight.data_ptr(), bias=bias.data_ptr()
+    )
     slots = np.array([(0, 0, 0), (rank, a.data_ptr(), b.data_ptr())], dtype=np.uint64)
     module = library.Module(linear=ctypes.addressof(linear), slots=slots.ctypes.data)
     items = LoraBatch([1] * rows, torch.device("cpu")).rows(1)
-    batch = library.Batch(total=rows, rows=items.count, row=items.address, threads=1)
+    batch = library.Batch(total=rows, rows=items.count, row=items.address, threads=1, copy=copy.data_ptr())
     kernel = library.function("tenora_linear", dtype)
     kernel(ctypes.addressof(module), ctypes.addressof(batch), x.data_ptr(), y.data_ptr())
     torch.testing.assert_close(y.float(), torch.full((rows, n), float(1 + k + k * rank)), atol=0, rtol=2**-6)
@@ -104,18 +108,21 @@ def test_products_in_int8(dtype: torch.dtype, n: int, k: int, rows: int) -> None
     torch.testing.assert_close(found.float(), torch.full((rows, n), float(1 + k)), atol=0, rtol=2**-6)
 
 
-@pytest.mark.parametrize("quantize", ["none", "int8"])
+@pytest.mark.parametrize("reads", ["x", "copies", "int8"])
 @pytest.mark.parametrize(
     "sizes",
     [{"intermediate_size": 8}, {"intermediate_size": 200}, {"num_key_value_heads": 4}, {"num_attention_heads": 16}],
     ids=str,
 )
 def test_whole_layers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, sizes: dict[str, int], quantize: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, sizes: dict[str, int], reads: str
 ) -> None:
     """The space for what lies between the parts of a layer is as large as the kernel says."""
-    if quantize == "int8" and not library.supports_int8():
+    if reads == "int8" and not library.supports_int8():
         return
+    if reads == "copies":
+        monkeypatch.setattr(library, "SAME_SETS", 4)
+    quantize = "int8" if reads == "int8" else "none"
     folder = save_base(tmp_path, "llama", **sizes)
     engine = open_engine(folder, kernels="native", dtype=str(dtype).removeprefix("torch."), quantize=quantize)
     assert fused(engine)

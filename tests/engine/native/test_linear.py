@@ -3,6 +3,7 @@
 import weakref
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from adapters.weights import LoraPair
 from service.engine.kernels import choose_kernels
 from service.engine.lora import LoraBatch, LoraContext
+from service.engine.native import library
 from service.engine.native.linear import NativeTable, PackedLinear, PackedLoraLinear, PackedPair, pack_pairs
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -24,7 +26,10 @@ UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
 
 @dataclass(frozen=True)
 class Case:
-    """A layer, the ranks in its slots (from slot 1 on) and the tokens of each slot (from slot 0 on)."""
+    """A layer, the ranks in its slots (from slot 1 on) and the tokens of each slot (from slot 0 on).
+
+    ``apart``: as if its rows met in the cache, so that the kernel reads a copy of them.
+    """
 
     out: int
     into: int
@@ -33,6 +38,7 @@ class Case:
     bias: bool = False
     conv: bool = False
     threads: int = 1
+    apart: bool = False
 
 
 @st.composite
@@ -42,7 +48,7 @@ def cases(draw: Any) -> Case:
     sizes = st.one_of(st.integers(1, 40), st.sampled_from([47, 48, 49, 64, 70]))
     return Case(
         draw(sizes), draw(sizes), tuple(ranks), tuple(counts), draw(st.booleans()), draw(st.booleans()),
-        draw(st.sampled_from([1, 1, 1, 2])),
+        draw(st.sampled_from([1, 1, 1, 2])), draw(st.booleans()),
     )  # fmt: skip
 
 
@@ -68,9 +74,10 @@ def layer(case: Case, dtype: torch.dtype, context: LoraContext) -> PackedLoraLin
     """The module under the adapters of all slots, as an engine makes it."""
     torch_module = module(case, dtype)
     weight = torch_module.weight.T if case.conv else torch_module.weight
-    made = PackedLoraLinear(
-        PackedLinear(weight, torch_module.bias), context, slots=len(case.ranks), threads=case.threads
-    )
+    with patch.object(library, "SAME_SETS", 4 if case.apart else library.SAME_SETS):
+        linear = PackedLinear(weight, torch_module.bias)
+    assert bool(linear.copied_bytes) == (case.apart or case.into % 1024 == 0)
+    made = PackedLoraLinear(linear, context, slots=len(case.ranks), threads=case.threads)
     for slot in range(1, len(case.ranks) + 1):
         made.load(slot, packed(pair(case, slot), dtype))
     return made
@@ -111,6 +118,7 @@ def by_loop(case: Case, dtype: torch.dtype, x: Tensor, slots: list[int]) -> tupl
 @example(case=Case(17, 15, (1, 0, 33), (1, 1, 1, 1), bias=True))
 @example(case=Case(1, 1, (1,), (1, 1)))
 @example(case=Case(5, 3, (40, 3), (0, 35, 35), threads=2))
+@example(case=Case(33, 2048, (3,), (4, 33), threads=2))
 def test_any_mix_of_segments_equals_the_loop(dtype: torch.dtype, case: Case) -> None:
     context = LoraContext()
     made, (x, slots) = layer(case, dtype, context), tokens(case, dtype)

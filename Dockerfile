@@ -26,6 +26,10 @@ RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-de
 
 FROM python:3.11-slim
 ARG DEVICE=cpu
+# Triton, which computes the adapters on a GPU, builds what starts its kernels.
+RUN if [ "$DEVICE" = cuda ]; then \
+        apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
+    fi
 RUN useradd --create-home --uid 1000 tenora && mkdir -p /data/store /data/models && chown -R tenora /data
 COPY --from=build /opt/tenora /opt/tenora
 ENV PATH=/opt/tenora/bin:$PATH \

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ class Document:
     def __init__(
         self, path: Path | None, machine: Mapping[str, Any], workload: Mapping[str, Any], ratios: Mapping[str, str]
     ) -> None:
-        self._path = path
+        self._path, self._began = path, time.monotonic()
         self.document: dict[str, Any] = {
             "machine": dict(machine),
             "workload": dict(workload),
@@ -40,7 +41,8 @@ class Document:
         self.document["reasons"][key] = text
 
     def save(self) -> None:
-        """Replace the file in one step, so that a run that is cut off leaves what it has."""
+        """Replace the file in one step, so that a run that is cut off leaves what it has, and how long it took."""
+        self.document["seconds"] = round(time.monotonic() - self._began)
         if self._path is None:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)

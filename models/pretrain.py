@@ -243,7 +243,11 @@ def rendered(row: Row, tokenizer: Any, generator: random.Random) -> str:
 
 def read_lines(files: list[Path]) -> list[dict[str, Any]]:
     """The objects of JSON-lines files."""
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    objects = []
+    for file in files:
+        with file.open(encoding="utf-8") as lines:
+            objects += [json.loads(line) for line in lines]
+    return objects
 
 
 def read_rows(files: list[Path]) -> list[Row]:
@@ -358,8 +362,9 @@ class Head(torch.autograd.Function):
         for part in (slice(start, start + chunk) for start in range(0, len(hidden), chunk)):
             logits = hidden[part] @ output.T
             total += turn(logits, targets[part], 1 / len(hidden))
-            torch.mm(logits, output, out=of_hidden[part])
-            of_weight += logits.T @ hidden[part]
+            if ctx.needs_input_grad[0]:
+                torch.mm(logits, output, out=of_hidden[part])
+                of_weight += logits.T @ hidden[part]
         ctx.save_for_backward(of_hidden, of_weight)
         return total
 
@@ -588,12 +593,11 @@ def main() -> None:
     """Prepare, train, plot, and write the model folder."""
     args = arguments()
     args.output.mkdir(parents=True, exist_ok=True)
-    torch.set_float32_matmul_precision("medium")
-    torch.set_flush_denormal(True)  # gradients of real text hold many: a step takes a quarter longer with them
     torch.manual_seed(args.seed)
     tokenizer, rows, held_out = prepare(args)
     model = LlamaForCausalLM.from_pretrained(args.first) if args.first else new_model(args, tokenizer)
-    model.set_attn_implementation("eager")  # compiled for one shape it is faster on a CPU than torch's own attention
+    if args.compile and args.device == "cpu":
+        model.set_attn_implementation("eager")  # compiled for one shape it is faster than torch's own attention
     plan = Plan(args.steps, args.batch, args.matrix_rate, args.other_rate)
     (args.output / "plan.json").write_text(json.dumps(plan.__dict__))
     trainer = Trainer(model.float(), plan, args.device, compiled=args.compile)
@@ -607,4 +611,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    torch.set_float32_matmul_precision("medium")
+    torch.set_flush_denormal(True)  # gradients of real text hold many: a step takes a quarter longer with them
     main()

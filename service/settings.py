@@ -69,7 +69,8 @@ class Settings(StoreSettings):
         "auto", description="What computes on a CPU: compiled for it, torch alone, or auto: compiled where it can be."
     )
     quantize: Literal["none", "int8"] = Field(
-        "none", description="int8 rounds the base's weights, which on a CPU halves the time of its products."
+        "none",
+        description="int8 rounds the base's weights: 0.6 of their memory, and on a CPU 0.7 to 0.8 of a step's time.",
     )
     threads: PositiveInt | None = Field(None, description="Threads of the CPU kernels; PyTorch's choice if unset.")
     examples: bool = Field(

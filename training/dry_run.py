@@ -19,7 +19,7 @@ from rich.text import Text
 from training.loop import make_optimiser
 from training.order import Order, shares
 from training.prepared import Prepared, prepare
-from training.tasks.examples import AnswerExample, Example, PairExample, TextExample
+from training.tasks.examples import AnswerExample, Example, PairExample, PreferenceExample, TextExample
 from training.tasks.task import Task
 from training.updates import parameter_counts, trained
 
@@ -47,9 +47,16 @@ def rendered(task: Task[Any, Any], example: Example) -> Text:
         case TextExample():
             labels = ", ".join(task.dataset.labels[label] for label in example.labels) or "none"
             return Text.assemble(_decoded(task, example.ids), (f" ⟦{labels}⟧", "underline"))
+        case PreferenceExample():
+            better, worse = (_answered(task, ids, example.prompt_length) for ids in (example.ids, example.rejected))
+            return Text.assemble("better: ", better, "\nworse: ", worse)
         case PairExample():
             return Text.assemble("better: ", _decoded(task, example.ids), "\nworse: ", _decoded(task, example.rejected))
     return Text(_decoded(task, example.ids))
+
+
+def _answered(task: Task[Any, Any], ids: Sequence[int], prompt: int) -> Text:
+    return Text.assemble(_decoded(task, ids[:prompt]), (f"⟦{_decoded(task, ids[prompt:])}⟧", "underline"))
 
 
 def _with_targets(task: Task[Any, Any], example: AnswerExample) -> Text:
@@ -93,12 +100,16 @@ def _figures(prepared: Prepared) -> Table:
 
 
 def _learned(task: Task[Any, Any]) -> int:
-    return sum(
-        part.stop - max(part.start, 1)
-        for example in task.examples.train
-        if isinstance(example, AnswerExample)
-        for part in example.learned
-    )
+    return sum(map(_learned_of, task.examples.train))
+
+
+def _learned_of(example: Example) -> int:
+    match example:
+        case AnswerExample():
+            return sum(part.stop - max(part.start, 1) for part in example.learned)
+        case PreferenceExample():
+            return example.tokens - 2 * example.prompt_length
+    return 0
 
 
 def _probe(prepared: Prepared, order: Order[Any]) -> tuple[float, int]:

@@ -283,6 +283,7 @@ class Loop:
             "arithmetic": {
                 "dtype": str(self._fast.dtype).removeprefix("torch."),
                 "matmul": torch.get_float32_matmul_precision(),
+                "packs": self._fast.packs,
             },
             "history": self._history.as_json(),
         }

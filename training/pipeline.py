@@ -238,10 +238,13 @@ def _as_saved(prepared: Prepared, state: State | None) -> Prepared:
         return prepared
     with reading(state.weights.parent):
         saved = state.facts["arithmetic"]
-        return replace(
-            prepared,
-            precision=replace(prepared.precision, dtype=getattr(torch, saved["dtype"]), matmul=saved["matmul"]),
+        precision = replace(
+            prepared.precision,
+            dtype=getattr(torch, saved["dtype"]),
+            matmul=saved["matmul"],
+            packs=saved.get("packs", False),  # states from before there was such a thing
         )
+        return replace(prepared, precision=precision)
 
 
 def _way_on(checkpoints: Checkpoints, output: Path) -> str:

@@ -1,12 +1,13 @@
 """A task with its model, ready for the first step: what a run and a dry run have in common."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from training.config import TrainConfig
 from training.fast.check import agreeing
+from training.fast.frozen import is_small
 from training.fast.model import FastModel, Levers
 from training.fast.precision import Precision, choose_precision
 from training.model import pick_device
@@ -27,7 +28,10 @@ class Prepared:
     def fast(self) -> FastModel:
         """The model with the levers on it; leaving it gives the model back."""
         coarse = self.precision.coarse if self.task.config.coarse_curve else None
-        return FastModel(self.model, self.levers, self.precision.dtype, self.task.pad_id, coarse=coarse)
+        precision = self.precision
+        return FastModel(
+            self.model, self.levers, precision.dtype, self.task.pad_id, coarse=coarse, packs=precision.packs
+        )
 
 
 def prepare(task: Task[Any, Any]) -> Prepared:
@@ -43,7 +47,9 @@ def prepare(task: Task[Any, Any]) -> Prepared:
     levers, note = agreeing(model, wanted_levers(config), *task.probe(), task.pad_id)
     if note is not None:
         task.notes.append(note)
-    return Prepared(task, model, update, levers, choose_precision(config.dtype, device))
+    precision = choose_precision(config.dtype, device)
+    frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+    return Prepared(task, model, update, levers, replace(precision, packs=precision.packs and is_small(frozen)))
 
 
 def wanted_levers(config: TrainConfig) -> Levers:

@@ -26,7 +26,7 @@ class FastSteps:
 
     def __init__(self, model: Any, loss: Loss, levers: Levers, precision: Precision, pad_id: int) -> None:
         self.model, self.precision = model, precision
-        self._fast = FastModel(model, levers, precision.dtype, pad_id, coarse=precision.coarse)
+        self._fast = FastModel(model, levers, precision.dtype, pad_id, coarse=precision.coarse, packs=precision.packs)
         self._loss = loss
         self._optimiser = torch.optim.AdamW(trained(model).values(), lr=RATE, weight_decay=0.0, fused=True)
 

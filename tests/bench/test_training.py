@@ -130,10 +130,12 @@ def test_without_trl_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     assert findings.document["ratios"]["fp32_vs_trainer"] > 0
 
 
-def test_sections(tmp_path: Path) -> None:
+def test_sections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every section leaves its figures, which the page and the pictures show."""
+    monkeypatch.setattr(sections, "RUN", 2)
+    monkeypatch.setattr(sections, "VALIDATED", 1)
     file = tmp_path / "results.json"
-    findings = measured(["exact", "reviews", "evaluation", "levers"], file)
+    findings = measured(["exact", "reviews", "evaluation", "levers", "run"], file)
     document = json.loads(file.read_text())
     assert document == findings.document
     assert document["ratios"].keys() == RATIOS.keys() >= LESS_IS_BETTER
@@ -146,6 +148,10 @@ def test_sections(tmp_path: Path) -> None:
         key for key, value in document["ratios"].items() if value is None
     }  # instructions were not measured
     assert len(document["steps"]["levers, fp32"]) == len(document["steps"]["levers, bf16"]) == 12
+    losses = document["figures"]["run"]
+    after = [losses[f"held-out loss after 2 steps, {name}"] for name in ("Trainer, float32", "Tenora, float32")]
+    assert after[1] == pytest.approx(after[0], rel=1e-3)
+    assert after[0] != pytest.approx(losses["held-out loss before"], rel=1e-5)
     page = render(document)
     for text in ("`distilbert_fp32`", "Trainer, float32", "all but fused", "narrow", "not measured in this run"):
         assert text in page

@@ -139,6 +139,35 @@ def test_rows_come_again_only_once_all_were_used(monkeypatch: pytest.MonkeyPatch
     assert set(counts.tolist()) == {2, 3}
 
 
+def test_the_head_s_gradients_are_torch_s() -> None:
+    """Whole chunks of 512 positions and a rest."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(700, 24, requires_grad=True), torch.randn(60, 24, requires_grad=True)
+    targets = torch.randint(0, 60, (700,))
+    loss = pretrain.Head.apply(hidden, weight, targets, pretrain.losses_and_gradient)
+    expected = torch.nn.functional.cross_entropy(hidden @ weight.T, targets)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    found = torch.autograd.grad(3 * loss, (hidden, weight))
+    for own, theirs in zip(found, torch.autograd.grad(3 * expected, (hidden, weight)), strict=True):
+        torch.testing.assert_close(own, theirs, rtol=1e-4, atol=1e-7)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            pretrain.Head.apply(hidden, weight, targets, pretrain.losses_and_gradient), expected, rtol=1e-5, atol=1e-5
+        )
+
+
+def test_reviews_become_questions_about_their_tone(tmp_path: Path) -> None:
+    file = tmp_path / "reviews.jsonl"
+    texts = {"Fine.\u2028Really fine.": 1, "Dull.": 0}
+    file.write_text("".join(json.dumps({"text": t, "label": n}, ensure_ascii=False) + "\n" for t, n in texts.items()))
+    rows = pretrain.read_reviews([file] * 20, random.Random(0))
+    assert len(rows) == 40
+    assert {(text, answer) for _, text, answer in rows} == {
+        (text, answer) for text, n in texts.items() for answer in (("Negative.", "No."), ("Positive.", "Yes."))[n]
+    }
+    assert all((answer in ("Yes.", "No.")) == ("like" in question) for question, _, answer in rows)
+
+
 def test_the_rate_rises_holds_and_falls_to_nothing() -> None:
     plan = pretrain.Plan(steps=1000, batch=1, matrix_rate=1.0, other_rate=1.0)
     rates = [plan.rate(step) for step in range(1000)]

@@ -10,6 +10,8 @@ import pytest
 
 from training.config import CONFIGS, flag_of, make_config
 from training.errors import ConfigError
+from training.fast.model import Levers
+from training.prepared import wanted_levers
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -141,3 +143,15 @@ def test_data_must_be_given() -> None:
     done = train("classify")
     assert (done.returncode, done.stdout) == (2, "")
     assert "--data is missing" in done.stderr
+
+
+@pytest.mark.parametrize("lever", ["packing", "share_prefix", "loss_rows", "narrow", "fused"])
+def test_every_lever_has_a_flag(lever: str) -> None:
+    """``--no-…`` switches off that one and no other."""
+    given = {"data": "rows.jsonl", lever: False}
+    assert wanted_levers(make_config("instruct", given)) == Levers().without(lever)
+
+
+def test_what_trains_all_weights_has_no_fused_layers() -> None:
+    assert wanted_levers(make_config("text", {"data": "a.txt", "update": "full"})) == Levers().without("fused")
+    assert wanted_levers(make_config("text", {"data": "a.txt"})) == Levers()

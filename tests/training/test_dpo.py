@@ -18,6 +18,7 @@ from adapters.templates import PromptInput, PromptTemplate, completion_ids
 from tests.training.conftest import THINGS, write_jsonl
 from training.config import make_config
 from training.dpo import DpoLoss
+from training.dry_run import rendered
 from training.errors import ConfigError, DataError, TrainingError
 from training.fast.model import FastModel, Levers
 from training.prepared import prepare
@@ -231,3 +232,16 @@ def test_pairs_that_are_too_long_are_left_out(tiny: Tiny, tmp_path: Path) -> Non
 
 def _quiet() -> Console:
     return Console(file=io.StringIO(), width=120)
+
+
+def test_a_dry_run_marks_both_answers(tiny: Tiny, pairs: Path) -> None:
+    task = made(tiny("gpt2"), pairs, template="plain")
+    example = next(example for example in task.examples.train if example.place.number == 1)
+    end = task.tokenizer.eos_token
+    shown = rendered(task, example).plain
+    better, worse = shown.split("\nworse: ")
+    assert better.startswith("better: ")
+    assert better.endswith(f"⟦{task.tokenizer.decode(example.ids[example.prompt_length :])}⟧")
+    assert better.endswith(f"{end}⟧")
+    assert worse.endswith(f"⟦{task.tokenizer.decode(example.rejected[example.prompt_length :])}⟧")
+    assert PAIRS[0]["prompt"] in better.partition("⟦")[0]

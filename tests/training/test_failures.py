@@ -92,3 +92,7 @@ def test_a_missing_extra_is_named(tiny: Tiny, instructions: Path, tmp_path: Path
         patch.setitem(sys.modules, "peft", None)
         with pytest.raises(TrainingError, match=r"peft is not installed: pip install 'tenora\[train\]'"):
             run("instruct", tmp_path, data=instructions, base=str(tiny("gpt2")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        with pytest.raises(TrainingError, match=r"--tensorboard needs .*: pip install 'tenora\[tensorboard\]'"):
+            run("instruct", tmp_path, data=instructions, base=str(tiny("gpt2")), tensorboard=True)

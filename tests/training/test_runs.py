@@ -205,7 +205,10 @@ def test_a_head_alone_is_published_and_served(tiny: Tiny, reviews: Path, tmp_pat
 
 def test_all_weights_make_a_base_that_is_served(tiny: Tiny, instructions: Path, tmp_path: Path) -> None:
     flags: dict[str, Any] = {"data": instructions, "base": str(tiny("llama")), "update": "full", "lr": 3e-3}
-    results = run("instruct", tmp_path, **flags)
+    console = quiet()
+    results = train(config("instruct", tmp_path, **flags), console)
+    assert results is not None
+    assert f"{tmp_path / 'run/base'} is a base of its own, not an adapter" in said(console).replace("\n", "")
     assert results.adapter is None
     assert results.parameters.trained == results.parameters.all
     assert results.after.metrics["loss"] < results.before.metrics["loss"]

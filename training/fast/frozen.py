@@ -6,7 +6,6 @@ copies take the base's own memory once more; in float32 twice, so there they are
 """
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 SHARE = 8
-"""The packed float32 copies of all weights take at most this part of the machine's memory, or there are none."""
+"""The packed float32 copies of a base may take one part in so many of the memory, or there are none."""
 
 
 class FrozenWeight:
@@ -23,7 +22,7 @@ class FrozenWeight:
     float32 is the layer's own memory unless it is packed; another type is a copy. Copies are made when first used.
 
     Args:
-        pack_float32: Also pack for float32, wherever torch is set to take oneDNN for it ("medium").
+        pack_float32: Also pack for float32.
     """
 
     def __init__(self, layer: Any, *, pack_float32: bool = False) -> None:
@@ -44,7 +43,7 @@ class FrozenWeight:
         """x Wᵀ + b: ``[n, in] -> [n, out]`` of ``dtype``."""
         x, bias = x.to(dtype), self._bias_of(dtype)
         if self._packs(dtype):
-            return _packed_product(x, self._packed_as("forward", self._weight.T, dtype), bias)
+            return packed_product(x, self._packed_as("forward", self._weight.T, dtype), bias)
         weight = self._of(dtype)
         return x @ weight if bias is None else torch.addmm(bias, x, weight)
 
@@ -52,19 +51,17 @@ class FrozenWeight:
         """dy W: ``[n, out] -> [n, in]`` of ``dtype``."""
         dy = dy.to(dtype)
         if self._packs(dtype):
-            return _packed_product(dy, self._packed_as("backward", self._weight, dtype), None)
+            return packed_product(dy, self._packed_as("backward", self._weight, dtype), None)
         return dy @ self._of(dtype).T
 
     def _packs(self, dtype: torch.dtype) -> bool:
-        if self._weight.device.type != "cpu" or not _CAN_PACK:
-            return False
-        by_onednn = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-        return dtype == torch.bfloat16 or (by_onednn and self._pack_float32)
+        wanted = dtype == torch.bfloat16 or (dtype == torch.float32 and self._pack_float32)
+        return wanted and self._weight.device.type == "cpu" and CAN_PACK
 
     def _packed_as(self, way: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
         if (way, dtype) not in self._packed:
             rounded = weight.to(dtype).contiguous()
-            self._packed[way, dtype] = torch.ops.mkldnn._reorder_linear_weight(rounded)
+            self._packed[way, dtype] = packed(rounded)
         return self._packed[way, dtype]
 
     def _of(self, dtype: torch.dtype) -> Tensor:
@@ -78,10 +75,10 @@ class FrozenWeight:
         return self._biases[dtype]
 
 
-def are_small(layers: Iterable[Any]) -> bool:
-    """Whether packed float32 copies of these layers' weights are little beside the machine's memory."""
-    numbers: int = sum(layer.weight.numel() for layer in layers)
-    return 2 * 4 * numbers * SHARE <= memory()
+def is_small(numbers: int) -> bool:
+    """Whether packed float32 copies of so many weights, in each process here, are little beside the memory."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return 2 * 4 * numbers * processes * SHARE <= memory()
 
 
 def memory() -> int:
@@ -92,10 +89,16 @@ def memory() -> int:
     return min(installed, int(allowed)) if allowed.isdigit() else installed
 
 
-_CAN_PACK = bool(torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+CAN_PACK = bool(torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _packed_product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    """``[n, k] · [k, m]`` by oneDNN, as torch's own compiler calls it."""
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+def packed(weight: Tensor) -> Tensor:
+    """A contiguous ``[out, in]`` as oneDNN reads it."""
+    found: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return found
+
+
+def packed_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``[n, k] · [k, m]`` with a packed weight by oneDNN, as torch's own compiler calls it."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return y

@@ -15,7 +15,7 @@ from adapters.architecture import ENCODERS
 from adapters.heads import BackboneStub
 from training.fast.attention import NAME, attending
 from training.fast.dropout import FastDropout
-from training.fast.frozen import FrozenWeight, are_small
+from training.fast.frozen import FrozenWeight
 from training.fast.head import CHUNK, cross_entropy
 from training.fast.layout import Layout, pack
 from training.fast.linear import Arithmetic, FastFrozen, FastLora
@@ -71,13 +71,22 @@ class FastModel:
         dtype: In which products run; weights that are trained stay float32.
         pad_id: Fills up rows where they are padded.
         coarse: In which they run inside ``coarsely``; else the same.
+        packs: Weights under LoRA matrices and of the output layer are packed in float32 too; see `FrozenWeight`.
     """
 
     def __init__(
-        self, model: Any, levers: Levers, dtype: torch.dtype, pad_id: int, *, coarse: torch.dtype | None = None
+        self,
+        model: Any,
+        levers: Levers,
+        dtype: torch.dtype,
+        pad_id: int,
+        *,
+        coarse: torch.dtype | None = None,
+        packs: bool = False,
     ) -> None:
         self.model = model
         self.levers = levers
+        self.packs = packs and levers.fused
         self._arithmetic, self._coarse = Arithmetic(dtype), coarse or dtype
         self._pad_id = pad_id
         self._task_model = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -88,8 +97,6 @@ class FastModel:
         self._first_position = config.pad_token_id + 1 if config.model_type == "roberta" else 0
         self._classifier = None if self._head is not None else _head_only(self._task_model, self._backbone)
         self._output: FrozenWeight | None = None
-        heads = () if self._head is None else (self._head,)
-        self._pack_float32 = levers.fused and are_small(filter(_is_linear, (*self._backbone.modules(), *heads)))
         self._patched: list[nn.Module] = []
         self._trains_base = any(
             _is_linear(module) and module.weight.requires_grad
@@ -274,7 +281,7 @@ class FastModel:
         if self.levers.fused:
             self._fuse()
         if self._head is not None and _is_frozen_linear(self._head):
-            self._output = FrozenWeight(self._head, pack_float32=self._pack_float32)
+            self._output = FrozenWeight(self._head, pack_float32=self.packs)
 
     @property
     def _output_dtype(self) -> torch.dtype:
@@ -287,7 +294,7 @@ class FastModel:
         for module in self._backbone.modules():
             if hasattr(module, "lora_A") and _is_frozen_linear(module.get_base_layer()):
                 inside |= set(module.modules())
-                self._patch(module, FastLora(module, self._arithmetic, pack_float32=self._pack_float32))
+                self._patch(module, FastLora(module, self._arithmetic, pack_float32=self.packs))
         for module in self._backbone.modules():
             if module not in inside and rounds and _is_frozen_linear(module):
                 self._patch(module, FastFrozen(module, self._arithmetic))

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from training.fast.frozen import CAN_PACK, packed, packed_product
+
 _ROWS, _IN, _OUT = 384, 768, 3072
 _ROUNDS, _TURNS = 3, 4
 _ENOUGH = 1.25
@@ -30,12 +32,14 @@ class Precision:
         matmul: torch's setting for float32: "medium" lets a CPU take oneDNN, if that was found to be as exact here.
         measured: Floating-point operations per second by way, in GFLOP/s; empty where nothing was measured.
         coarse: What is only looked at on the way is computed in; None: the same.
+        packs: Float32 weights may be packed by oneDNN: it is taken, and as exact with them.
     """
 
     dtype: torch.dtype
     matmul: Matmul = "highest"
     measured: tuple[tuple[str, float], ...] = ()
     coarse: torch.dtype | None = None
+    packs: bool = False
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -64,19 +68,24 @@ def choose_precision(name: Literal["auto", "float32", "bfloat16"], device: torch
     ways: tuple[Matmul, Matmul] = ("highest", "medium")
     rates, errors = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0.0)
     exact = x.double() @ weight.double()
+    packed_error = 0.0
     # In turns, and the best of many: what else the machine does must not choose.
     for _ in range(_TURNS):
         for matmul in ways:
             with Precision(torch.float32, matmul).active():
                 rates[matmul] = max(rates[matmul], _rate(x, weight))
                 errors[matmul] = float(((x @ weight).double() - exact).abs().max())
+                if CAN_PACK and matmul == "medium":
+                    product = packed_product(x, packed(weight.T.contiguous()), None)
+                    packed_error = float((product.double() - exact).abs().max())
     as_exact = errors["medium"] <= _SAME * errors["highest"]
     # Where both are about as fast it must not be chance: the same seed would make other bytes.
     best: Matmul = "medium" if as_exact and rates["medium"] >= _ABOUT * rates["highest"] else "highest"
     rounded = _rate(x.bfloat16(), weight.bfloat16())
     measured = (("float32", rates[best]), ("bfloat16", rounded))
+    packs = CAN_PACK and best == "medium" and packed_error <= _SAME * errors["highest"]
     fastest = torch.bfloat16 if rounded >= _ENOUGH * rates[best] else torch.float32
-    return Precision(torch.float32 if name == "float32" else fastest, best, measured, fastest)
+    return Precision(torch.float32 if name == "float32" else fastest, best, measured, fastest, packs)
 
 
 def _example() -> tuple[Tensor, Tensor]:

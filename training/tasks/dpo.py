@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,20 +18,9 @@ from training.fast.model import FastModel, Rows, Target
 from training.model import load_causal
 from training.reporting.results import Evaluation, Sample
 from training.tasks.answers import greedy
-from training.tasks.examples import PairExample
+from training.tasks.examples import PreferenceExample
 from training.tasks.instruct import spoken
 from training.tasks.task import Metrics, Task
-
-
-@dataclass(frozen=True, slots=True)
-class PreferenceExample(PairExample):
-    """A pair whose first ``prompt_length`` ids are the prompt, the same in both rows."""
-
-    prompt_length: int
-
-    def targets(self, ids: Sequence[int], weight: float) -> list[Target]:
-        """The tokens of an answer to the prompt, each of which counts ``weight``."""
-        return [Target(place - 1, ids[place], weight) for place in range(self.prompt_length, len(ids))]
 
 
 class DpoTask(Task[PreferenceRow, PreferenceExample]):

@@ -1,5 +1,6 @@
 """Rows as token ids."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from training.data.rows import Place
@@ -79,3 +80,14 @@ class PairExample(Example):
     def tokens(self) -> int:
         """Tokens of both."""
         return len(self.ids) + len(self.rejected)
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceExample(PairExample):
+    """A pair whose first ``prompt_length`` ids are the prompt, the same in both rows."""
+
+    prompt_length: int
+
+    def targets(self, ids: Sequence[int], weight: float) -> list[Target]:
+        """The tokens of an answer to the prompt, each of which counts ``weight``."""
+        return [Target(place - 1, ids[place], weight) for place in range(self.prompt_length, len(ids))]

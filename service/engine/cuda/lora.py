@@ -8,6 +8,9 @@ A step's tokens are ordered by slot. Those with an adapter are cut into tiles of
 so a decode row is a tile of its own and a prompt is many, and one kernel computes both.
 """
 
+import logging
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,6 +23,10 @@ from adapters.weights import LoraPair
 from service.engine.cuda.upload import upload
 from service.engine.lora import LoraBatch, Segment
 
+logger = logging.getLogger(__name__)
+
+COMPILERS = ("gcc", "clang")
+"""Which of them Triton looks for, where CC does not name another."""
 TILE = 16
 """Tokens of a tile: the fewest that a matrix instruction takes."""
 
@@ -28,8 +35,16 @@ TileRow = tuple[int, int, int]
 
 
 def triton_computes(device: torch.device) -> bool:
-    """Whether adapters are computed by the Triton kernels: on a GPU, where Triton is installed. Else torch does it."""
-    return device.type == "cuda" and find_spec("triton") is not None
+    """Whether adapters are computed by the Triton kernels. Else torch does it.
+
+    They are on a GPU, where Triton is installed and finds a C compiler: with it Triton builds what starts its kernels.
+    """
+    if device.type != "cuda" or find_spec("triton") is None:
+        return False
+    if "CC" not in os.environ and not any(map(shutil.which, COMPILERS)):
+        logger.warning("adapters are computed by torch: Triton needs a C compiler, and there is no %s", COMPILERS[0])
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

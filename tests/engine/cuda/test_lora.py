@@ -1,7 +1,9 @@
 """The Triton kernels against torch's tables, and whether they compile for the GPUs they are meant for."""
 
+import os
 import random
 import re
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ import pytest
 import torch
 
 from adapters.weights import LoraPair
-from service.engine.cuda.lora import TILE, Tiles, Tiling, TritonLoraTable, cut, triton_computes
+from service.engine.cuda import lora
+from service.engine.cuda.lora import COMPILERS, TILE, Tiles, Tiling, TritonLoraTable, cut, triton_computes
 from service.engine.lora import LoraBatch, LoraTable, Segment
 
 RANKS = (0, 2, 6, 0, 33, 80)  # of each slot; slots 0 and 3 have nothing
@@ -113,7 +116,19 @@ def test_the_tables_of_all_modules_share_the_tiles_of_a_batch() -> None:
 
 def test_triton_is_for_a_gpu() -> None:
     assert not triton_computes(torch.device("cpu"))
-    assert triton_computes(torch.device("cuda")) == (find_spec("triton") is not None)
+    compiler = "CC" in os.environ or any(map(shutil.which, COMPILERS))
+    assert triton_computes(torch.device("cuda")) == (find_spec("triton") is not None and compiler)
+
+
+def test_without_a_compiler_torch_computes(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Triton would fail with the first adapter."""
+    monkeypatch.setattr(lora, "find_spec", lambda name: name)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "")
+    assert not triton_computes(torch.device("cuda"))
+    assert "Triton needs a C compiler, and there is no gcc" in caplog.text
+    monkeypatch.setenv("CC", "mycc")
+    assert triton_computes(torch.device("cuda"))
 
 
 @pytest.mark.usefixtures("kernels")

@@ -47,4 +47,13 @@ def test_a_faster_product_has_to_be_as_exact(exact: bool, monkeypatch: pytest.Mo
     monkeypatch.setattr(precision, "_rate", lambda *_: rates[torch.get_float32_matmul_precision()])
     if not exact:
         monkeypatch.setattr(precision, "_SAME", -1.0)
-    assert choose_precision("float32", CPU).matmul == ("medium" if exact else "highest")
+    chosen = choose_precision("float32", CPU)
+    assert chosen.matmul == ("medium" if exact else "highest")
+    assert chosen.packs == (exact and precision.CAN_PACK)
+
+
+def test_weights_are_packed_only_where_that_is_as_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {"highest": 100.0, "medium": 200.0}
+    monkeypatch.setattr(precision, "_rate", lambda *_: rates[torch.get_float32_matmul_precision()])
+    monkeypatch.setattr(precision, "packed_product", lambda x, weight, bias: torch.zeros(len(x), precision._OUT))
+    assert not choose_precision("float32", CPU).packs

@@ -25,6 +25,7 @@ class Document:
         self.document: dict[str, Any] = {
             "machine": dict(machine),
             "workload": dict(workload),
+            "seconds": 0,
             "ratios": dict.fromkeys(ratios),
             "reasons": dict.fromkeys(ratios, "not measured in this run"),
             "figures": {},

@@ -39,7 +39,8 @@ def _conditions(document: Document) -> str:
         f"Load before the run: {machine['load_before']}.\n\n"
         f"Shape {workload['shape']}, {workload['dtype']}; {workload['at_once']} requests at once, rank "
         f"{workload['rank']} on {workload['targets']}, {workload['prompt_tokens']} tokens in, {workload['new_tokens']} "
-        f"out ({workload['sampling']}); medians of {workload['rounds']} rounds, systems in turns."
+        f"out ({workload['sampling']}); medians of {workload['rounds']} rounds or fewer, systems in turns; "
+        f"{document['seconds'] / 60:.1f} minutes."
     )
 
 
@@ -55,10 +56,16 @@ def _ratios(document: Document) -> str:
 
 def _rates(document: Document) -> str:
     rows = [
-        (rate["system"], f"{rate['median']:,.0f}", f"{rate['low']:,.0f}–{rate['high']:,.0f}", rate["unit"])
+        (
+            rate["system"],
+            f"{rate['median']:,.0f}",
+            f"{rate['low']:,.0f}–{rate['high']:,.0f}",
+            str(rate["rounds"]),
+            rate["unit"],
+        )
         for rate in document["rates"].values()
     ]
-    return table(("system", "median", "lowest–highest", "unit"), rows) if rows else ""
+    return table(("system", "median", "lowest–highest", "rounds", "unit"), rows) if rows else ""
 
 
 def _figures(document: Document) -> Iterable[str]:

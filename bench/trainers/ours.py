@@ -41,6 +41,10 @@ class FastSteps:
             self._optimiser.zero_grad(set_to_none=True)
             return float(loss.detach())
 
+    def close(self) -> None:
+        """Give the model back as it was; no steps after that."""
+        self._fast.close()
+
     def gradients(self, batch: Sequence[Any]) -> tuple[float, Tensor]:
         """(loss, all gradients end to end) of a batch, without dropout and without a step."""
         with self.precision.active():

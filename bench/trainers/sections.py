@@ -186,8 +186,11 @@ def run(bench: Bench) -> None:
     held_out = batches(instruction_rows("heldout", BATCH * VALIDATED), BATCH)
     judged = FastSteps(twin(model), answers_loss, Levers(), Precision(torch.float32), PAD)
     bench.findings.figure("run", "held-out loss before", judged.evaluate(held_out))
-    systems = {"trainer_fp32": plain_trainer(twin(model), rows, BATCH, bf16=False), **_ours(bench, model, answers_loss)}
+    own = _ours(bench, model, answers_loss)
+    systems = {"trainer_fp32": plain_trainer(twin(model), rows, BATCH, bf16=False), **own}
     take_turns(systems, batches(rows, BATCH))
+    for fast in own.values():
+        fast.close()  # packed weights cannot be copied
     for key, system in systems.items():
         # The weights of all are judged in the same arithmetic.
         judge = FastSteps(twin(system.model), answers_loss, Levers.none(), Precision(torch.float32), PAD)

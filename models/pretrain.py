@@ -9,9 +9,8 @@ into passages of some thousand characters. Each file is a source. Sources that `
 others by their size. One document in 100 of each source, some 100 kB, is kept out of training.
 
 The last part of the run, while the learning rate falls, mixes in instruction-shaped text, half in the Alpaca and half
-in the chat template: rows of --instructions (JSON lines with instruction, input, output), exercises made from the
-corpus's own short sentences, and questions about the tone of the reviews of --reviews (JSON lines with text and label,
-0 or 1).
+in the chat template: rows of --instructions (JSON lines with instruction, input, output) and exercises made from the
+corpus's own short sentences.
 
 Matrices are trained with Muon, embeddings and norms with AdamW, in bfloat16 with float32 weights. A checkpoint is
 written every --save-every steps; the same command goes on from it. In --output: the model folder `base`, `loss.png`,
@@ -48,24 +47,23 @@ ANNEAL = 0.5  # the part of the run in which the learning rate falls and instruc
 # The share of the tokens that each source gets, before and during the annealing. Long old prose has half of the
 # corpus and a quarter of the tokens: what the base is shown with is short, plain and of today.
 SHARES = {
-    "wiki_en_intros_simple": (0.28, 0.20),
-    "books_children_pd": (0.20, 0.10),
-    "books_adventure_pd": (0.07, 0.03),
-    "dialogue_topicalchat": (0.11, 0.09),
-    "dialogue_sgd": (0.06, 0.03),
+    "wiki_en_intros_simple": (0.26, 0.17),
+    "books_children_pd": (0.22, 0.10),
+    "books_adventure_pd": (0.08, 0.03),
+    "dialogue_topicalchat": (0.10, 0.06),
+    "dialogue_sgd": (0.07, 0.03),
     "dialogue_taskmaster": (0.02, 0.01),
     "tatoeba_sentences": (0.08, 0.10),
     "onestop_news": (0.05, 0.05),
     "storybooks_ccby": (0.05, 0.05),
-    "tinystories_bits": (0.02, 0.02),
+    "tinystories_bits": (0.01, 0.02),
     "trivia_qa": (0.06, 0.03),
-    "instructions": (0.0, 0.11),
-    "exercises": (0.0, 0.14),
-    "reviews": (0.0, 0.04),
+    "instructions": (0.0, 0.15),
+    "exercises": (0.0, 0.20),
 }
 
 
-MADE = ("instructions", "exercises", "reviews")  # sources that are no files of the corpus
+MADE = ("instructions", "exercises")  # sources that are no files of the corpus
 
 
 # ── text ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -241,29 +239,13 @@ def rendered(row: Row, tokenizer: Any, generator: random.Random) -> str:
     return PromptTemplate.named("chat").render(tokenizer, PromptInput.from_messages(turns)) + output
 
 
-def read_lines(files: list[Path]) -> list[dict[str, Any]]:
-    """The objects of JSON-lines files."""
-    objects = []
-    for file in files:
-        with file.open(encoding="utf-8") as lines:
-            objects += [json.loads(line) for line in lines]
-    return objects
-
-
 def read_rows(files: list[Path]) -> list[Row]:
     """Instruction rows of JSON-lines files."""
-    return [(row["instruction"], row.get("input", ""), row["output"]) for row in read_lines(files)]
-
-
-def read_reviews(files: list[Path], generator: random.Random) -> list[Row]:
-    """Rows that ask for the tone of a review, of JSON-lines files with text and label (1: positive)."""
-    texts = ["Is this review positive or negative", "Tell the tone of the review", "Does the writer like it"]
-    answers = (("Negative.", "Negative.", "No."), ("Positive.", "Positive.", "Yes."))
     rows = []
-    for review in read_lines(files):
-        kind = generator.randrange(len(texts))
-        rows.append((texts[kind] + ("?" if kind != 1 else "."), review["text"], answers[review["label"]][kind]))
-    return rows
+    for file in files:
+        with file.open(encoding="utf-8") as lines:
+            rows += [json.loads(line) for line in lines]
+    return [(row["instruction"], row.get("input", ""), row["output"]) for row in rows]
 
 
 # ── tokens ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -520,7 +502,7 @@ def new_model(args: argparse.Namespace, tokenizer: Any) -> Any:
 def prepare(args: argparse.Namespace) -> tuple[Any, NDArray[np.uint16], Tensor]:
     """(tokenizer, rows of the run in order, held-out rows); made once, then read from --output."""
     tokens, source = args.output / "tokens.npz", args.output / "source.json"
-    names = ("corpus", "first", "instructions", "reviews", "exercises", "vocabulary", "steps", "batch", "seed")
+    names = ("corpus", "first", "instructions", "exercises", "vocabulary", "steps", "batch", "seed")
     made_from = json.dumps({name: str(getattr(args, name)) for name in names})
     if tokens.exists():
         if source.read_text() != made_from:
@@ -544,7 +526,6 @@ def prepare(args: argparse.Namespace) -> tuple[Any, NDArray[np.uint16], Tensor]:
     made = {
         "instructions": read_rows(args.instructions),
         "exercises": list(exercises(sentences, args.exercises, generator)),
-        "reviews": read_reviews(args.reviews, generator),
     }
     texts = documents | {
         name: [rendered(row, tokenizer, generator) for row in part] for name, part in made.items() if part
@@ -571,7 +552,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder of this run; a second call goes on in it")
     parser.add_argument("--first", type=Path, help="model folder whose weights and tokenizer to go on from")
     parser.add_argument("--instructions", type=Path, nargs="*", default=[], help="JSON-lines files for the annealing")
-    parser.add_argument("--reviews", type=Path, nargs="*", default=[], help="JSON-lines files for the annealing")
     parser.add_argument("--exercises", type=int, default=40_000, help="exercise rows made for the annealing")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=32, help=f"rows of {CONTEXT} tokens a step")
@@ -612,5 +592,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     torch.set_float32_matmul_precision("medium")
-    torch.set_flush_denormal(True)  # gradients of real text hold many: a step takes a quarter longer with them
+    torch.set_flush_denormal(True)  # gradients of real text hold many: a step takes a fifth longer with them
     main()

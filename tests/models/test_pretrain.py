@@ -156,18 +156,6 @@ def test_the_head_s_gradients_are_torch_s() -> None:
         )
 
 
-def test_reviews_become_questions_about_their_tone(tmp_path: Path) -> None:
-    file = tmp_path / "reviews.jsonl"
-    texts = {"Fine.\u2028Really fine.": 1, "Dull.": 0}
-    file.write_text("".join(json.dumps({"text": t, "label": n}, ensure_ascii=False) + "\n" for t, n in texts.items()))
-    rows = pretrain.read_reviews([file] * 20, random.Random(0))
-    assert len(rows) == 40
-    assert {(text, answer) for _, text, answer in rows} == {
-        (text, answer) for text, n in texts.items() for answer in (("Negative.", "No."), ("Positive.", "Yes."))[n]
-    }
-    assert all((answer in ("Yes.", "No.")) == ("like" in question) for question, _, answer in rows)
-
-
 def test_the_rate_rises_holds_and_falls_to_nothing() -> None:
     plan = pretrain.Plan(steps=1000, batch=1, matrix_rate=1.0, other_rate=1.0)
     rates = [plan.rate(step) for step in range(1000)]

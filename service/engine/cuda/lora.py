@@ -9,7 +9,6 @@ so a decode row is a tile of its own and a prompt is many, and one kernel comput
 """
 
 import logging
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from service.engine.lora import LoraBatch, Segment
 logger = logging.getLogger(__name__)
 
 COMPILERS = ("gcc", "clang")
-"""Which of them Triton looks for, where CC does not name another."""
+"""Which of them Triton looks for."""
 TILE = 16
 """Tokens of a tile: the fewest that a matrix instruction takes."""
 
@@ -41,7 +40,7 @@ def triton_computes(device: torch.device) -> bool:
     """
     if device.type != "cuda" or find_spec("triton") is None:
         return False
-    if "CC" not in os.environ and not any(map(shutil.which, COMPILERS)):
+    if not any(map(shutil.which, COMPILERS)):
         logger.warning("adapters are computed by torch: Triton needs a C compiler, and there is no %s", COMPILERS[0])
         return False
     return True

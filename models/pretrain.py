@@ -592,5 +592,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     torch.set_float32_matmul_precision("medium")
-    torch.set_flush_denormal(True)  # gradients of real text hold many: a step takes a fifth longer with them
+    torch.set_flush_denormal(True)  # gradients of real text hold many, and each is slow
     main()

@@ -1,5 +1,6 @@
 """The engine process as LitServe starts it: one LitAPI that builds the engine, one LitLoop that runs the worker."""
 
+import gc
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ from litserve.loops.base import LitLoop
 from litserve.specs.base import LitSpec
 from litserve.utils import LitAPIStatus, LoopResponseType
 
-from adapters.memory import keep_freed_memory
+from adapters.memory import keep_freed_memory, start_collecting
 from service.errors import describe
 from service.logs import configure_logging
 from service.messages import Message, WorkerEvent
@@ -54,6 +55,7 @@ class EngineLoop(LitLoop):  # type: ignore[misc]  # LitServe has no types
 
         worker = lit_api.make_worker(receive, send)
         signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+        start_collecting()  # beside the start of the HTTP process, which waited for the engine
         worker.run()
         os._exit(0)
 
@@ -72,6 +74,7 @@ class EngineAPI(LitAPI):  # type: ignore[misc]  # LitServe has no types
 
     def setup(self, device: str) -> None:
         """Load the base. A reason not to is told in one sentence, and the process ends."""
+        gc.disable()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C reaches the whole group; the main process decides
         exit_with(self.loop._server_pid, self.manager_pid)
         configure_logging(self.settings.log_level, self.settings.log_format)

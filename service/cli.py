@@ -1,5 +1,6 @@
 """The command `tenora`. Every error is one sentence on stderr and exit code 2."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -134,6 +135,7 @@ def serve(
         )
     except SettingsError as error:
         raise fail(str(error)) from error
+    gc.disable()  # until the server has started
     from service.server import serve as run
 
     run(settings)

@@ -25,6 +25,7 @@ from litserve import LitServer
 from litserve.utils import LitAPIStatus, LoopResponseType, WorkerSetupStatus
 
 from adapters.errors import AdapterError
+from adapters.memory import start_collecting
 from service.api import HTTP_PROCESS, PUMP, EngineAPI
 from service.auth import Auth
 from service.body_limit import BodyLimit, upload_bound
@@ -282,6 +283,7 @@ class TenoraServer(LitServer):  # type: ignore[misc]  # LitServe has no types
 
     def verify_worker_status(self) -> None:
         """Wait for the engine process; LitServe's own would wait for ever for one that was killed in setup."""
+        start_collecting()
         while not all(status == WorkerSetupStatus.READY for status in self.workers_setup_status.values()):
             if not all(process.is_alive() for process in self.inference_workers):
                 codes = {process.exitcode for process in self.inference_workers}

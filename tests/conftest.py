@@ -1,5 +1,6 @@
 """What several rooms' tests need."""
 
+import gc
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,12 @@ from adapters.database.database import Database
 from tests.support.postgres import MISSING, binaries, postgres
 
 _numbers = itertools.count()
+
+
+def pytest_collection_finish() -> None:
+    """Pass over what was imported by now in every collection to come: it stays, and it is most of all objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,9 @@
 """``python -m training``, which ``tenora train`` starts as a process of its own."""
 
-from training.cli import main
+import gc
+
+gc.disable()  # until the first step, or for good in a command that takes none
+
+from training.cli import main  # noqa: E402 (importing is most of what it is disabled for)
 
 main()

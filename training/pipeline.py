@@ -13,6 +13,7 @@ from rich.console import Console
 
 from adapters.base import resolve_base
 from adapters.manifest import utc_now
+from adapters.memory import start_collecting
 from training.aside import written_aside
 from training.checkpoint import Checkpoints, State, reading
 from training.config import AnsweringConfig, TrainConfig
@@ -71,6 +72,7 @@ def run_task(task: Task[Any, Any], console: Console) -> Results | None:
     checkpoints = _checkpoints(config, output)
     prepared = _as_saved(prepare(task), checkpoints.newest())
     prepared = replace(prepared, precision=processes.agree(prepared.precision))
+    start_collecting()
     if processes.first:
         begin(console, prepared, output)
     try:

@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel, PreTr
 
 from adapters.base import BaseSource
 from adapters.errors import BaseModelError
+from adapters.narrow import narrow_last
 from adapters.quiet import quiet_transformers
 from service.engine.attention import NAME as ATTENTION
 from service.engine.kernels import Kernels
@@ -28,7 +29,7 @@ _PROBE_TOKENS = 6
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A few tokens, and what the untouched model computes for the last of them: logits, or hidden state."""
+    """A few tokens, and what the untouched model computes: logits of the last of them, or hidden state of the first."""
 
     ids: list[int]
     expected: Tensor
@@ -60,8 +61,8 @@ class LoadedBase:
     """A base model in memory.
 
     ``linears`` are the modules that adapters may target, by their names in the backbone; those of the
-    backbone share ``tokens`` as their context; a decoder's output head has ``sampled`` and an encoder's pooler
-    ``pooled``, for they see other rows.
+    backbone share ``tokens`` as their context; a decoder's output head has ``sampled``, an encoder's pooler ``pooled``
+    and the end of its last layer ``read``, for they see other rows.
     """
 
     source: BaseSource
@@ -72,6 +73,7 @@ class LoadedBase:
     tokens: LoraContext
     sampled: LoraContext
     pooled: LoraContext
+    read: LoraContext
     weights: dict[str, Callable[[], Tensor]]
     max_length: int
     position_offset: int
@@ -113,14 +115,20 @@ def load_base(
     _check_architecture(source, model)
     probe = _probe(model)
     backbone: PreTrainedModel = model.base_model
-    tokens, sampled, pooled = LoraContext(), LoraContext(), LoraContext()
+    tokens, sampled, pooled, read = LoraContext(), LoraContext(), LoraContext(), LoraContext()
     output = source.architecture().output
+    # Of a text to classify one token is read. (A step of a decoder reads most of its tokens.)
+    narrowed = narrow_last(backbone) if source.kind == "encoder" else None
+    behind = narrowed.behind if narrowed is not None else ()
 
     def wrap(name: str, shape: tuple[int, int]) -> MultiLoraLinear:
+        parent, context = backbone, tokens
         if name == output:
             parent, context = model, sampled
-        else:
-            parent, context = backbone, pooled if name.startswith("pooler.") else tokens
+        elif name.startswith("pooler."):
+            context = pooled
+        elif name.startswith(behind):
+            context = read
         make = kernels.linear_int8 if int8 and name != output else kernels.linear
         return _replace(parent, name, lambda module: make(module, shape, context))
 
@@ -137,6 +145,7 @@ def load_base(
         tokens=tokens,
         sampled=sampled,
         pooled=pooled,
+        read=read,
         weights=_weights(model),
         max_length=source.max_length,
         position_offset=_position_offset(model),
@@ -201,8 +210,8 @@ def _probe(model: PreTrainedModel) -> Probe:
     ids = list(range(2, 2 + _PROBE_TOKENS))
     inputs = torch.tensor([ids], device=model.device)
     output = model(input_ids=inputs, attention_mask=torch.ones_like(inputs))
-    last = output.logits if "logits" in output else output.last_hidden_state
-    return Probe(ids, last[0, -1].float())
+    expected = output.logits[0, -1] if "logits" in output else output.last_hidden_state[0, 0]
+    return Probe(ids, expected.float())
 
 
 def _replace(root: nn.Module, name: str, new: Callable[[nn.Module], MultiLoraLinear]) -> MultiLoraLinear:

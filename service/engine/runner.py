@@ -1,5 +1,7 @@
 """Runs one forward pass of the base model over a batch."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -7,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.adapter import Adapter
+from adapters.narrow import reading
 from service.engine.attention import attending
 from service.engine.batch import Batch, TextGroup
 from service.engine.heads import ClassificationHeads
@@ -76,18 +79,33 @@ class Runner:
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
-        """One pass of the base: the sampled tokens' logits, and every token's final hidden state ``[t, hidden]``."""
+        """One pass of the base: the sampled tokens' logits, and the tokens' final hidden states ``[t, hidden]``.
+
+        Of an encoder's tokens only those that stand for a text have one; the others' are zero.
+        """
         recorded = self._graphs.forward(batch) if self._graphs is not None else None
         return recorded or self._eager(batch)
 
     def _eager(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
-        """One pass of the base: the sampled tokens' logits, and every token's final hidden state ``[t, hidden]``."""
         base = self._base
-        with attending(batch.attention), base.tokens.of(batch.lora), base.sampled.of(batch.sampled_lora):
+        with (
+            attending(batch.attention),
+            base.tokens.of(batch.lora),
+            base.sampled.of(batch.sampled_lora),
+            nullcontext() if base.generates else self._reading(batch.texts),
+        ):
             logits = self._forward(batch)
         hidden, self._hidden = self._hidden, None
         assert hidden is not None
         return logits, hidden[0]
+
+    @contextmanager
+    def _reading(self, texts: Sequence[TextGroup]) -> Iterator[None]:
+        """Have an encoder's last layer end with the tokens that stand for a text."""
+        tokens = torch.cat([group.pooled for group in texts])
+        slots = [group.slot for group in texts for _ in group.sequences]
+        with reading(tokens), self._base.read.of(LoraBatch(slots, tokens.device)):
+            yield
 
     def _forward(self, batch: Batch) -> Tensor | None:
         inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}

@@ -87,4 +87,4 @@ def _row(cache: Cache, sequence: Sequence) -> int:
 def _text(base: LoadedBase, runner: Runner, builder: BatchBuilder) -> Tensor:
     work = Work(Sequence("self-check", base.probe.ids), len(base.probe.ids))
     _, hidden = runner.forward(builder.build([work]))
-    return hidden[-1].float()
+    return hidden[0].float()

@@ -134,6 +134,7 @@ def test_sections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every section leaves its figures, which the page and the pictures show."""
     monkeypatch.setattr(sections, "RUN", 2)
     monkeypatch.setattr(sections, "VALIDATED", 1)
+    monkeypatch.setattr(sections, "COMPARED", 1)
     file = tmp_path / "results.json"
     findings = measured(["exact", "reviews", "evaluation", "levers", "run"], file)
     document = json.loads(file.read_text())

@@ -173,3 +173,22 @@ def replace_head(adapter: Adapter, head: dict[str, Tensor]) -> Adapter:
 
     weights = dataclasses.replace(adapter.weights, head=head)
     return dataclasses.replace(adapter, digest="0" * 64, weights=weights)
+
+
+LAST_LINEARS = {"distilbert": "ffn.lin2", "bert": "output.dense", "roberta": "output.dense"}
+
+
+def test_an_encoders_last_layer_ends_with_one_token_of_each_text(kinds: Kinds, engine: Engine) -> None:
+    suffix = LAST_LINEARS.get(kinds.source.config().model_type)
+    if suffix is None:
+        return  # a decoder's steps read most of their tokens
+    seen: dict[str, list[int]] = {}
+    for name, linear in engine.base.linears.items():
+        if name.endswith(f"layer.0.{suffix}") or name.endswith(f"layer.1.{suffix}"):
+            rows = seen.setdefault(name, [])
+            linear.register_forward_pre_hook(lambda _module, given, rows=rows: rows.append(given[0].shape[-2]))
+    wanted = [(name, i) for name in ("pair", "head tags") for i in range(len(TEXTS))]
+    drain(engine, *(kinds.sequence(name, i) for name, i in wanted))
+    first, last = (seen[name] for name in sorted(seen))
+    assert sum(last) == len(wanted)
+    assert sum(first) == sum(len(kinds.ids(name, i)) for name, i in wanted)

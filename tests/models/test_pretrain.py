@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +38,21 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pretrain_in(corpus: Path, output: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "models.pretrain", str(corpus), "--output", str(output), "--no-compile"]
-    command += ["--hidden", "64", "--layers", "1", "--vocabulary", "400", "--batch", "2", "--steps", "8"]
-    command += ["--exercises", "40", "--save-every", "3", *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+def arguments(corpus: Path, output: Path, *options: str) -> list[str]:
+    given = [str(corpus), "--output", str(output), "--no-compile", "--hidden", "64", "--layers", "1"]
+    given += ["--vocabulary", "400", "--batch", "2", "--steps", "8", "--exercises", "40", "--save-every", "3"]
+    return [*given, *options]
+
+
+@pytest.fixture
+def run(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs the script in this process; only the first process costs more than the run."""
+
+    def go(output: Path, *options: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["pretrain", *arguments(corpus, output, *options)])
+        pretrain.main()
+
+    return go
 
 
 def test_documents_are_read_and_some_are_held_out(corpus: Path) -> None:
@@ -170,15 +181,8 @@ class StoppedError(Exception):
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ["--no-compile", "--hidden", "64", "--layers", "1", "--vocabulary", "400", "--batch", "2", "--steps", "8"]
-    options += ["--exercises", "40", "--save-every", "3"]
-
-    def run(output: Path) -> None:
-        monkeypatch.setattr(sys, "argv", ["pretrain", str(corpus), "--output", str(output), *options])
-        pretrain.main()
-
     run(tmp_path / "undisturbed")
     take_step = Trainer.train
 
@@ -200,11 +204,15 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     assert ends[0] == ends[1]
 
 
-def test_the_command_makes_a_base_that_goes_on_from_another(corpus: Path, tmp_path: Path) -> None:
+def test_the_command_makes_a_base_that_goes_on_from_another(
+    corpus: Path, run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = tmp_path / "rows.jsonl"
     row = json.dumps({"instruction": "Name a colour.", "input": "", "output": "Red."}) + "\n"
     rows.write_text(row * 60)
-    done = pretrain_in(corpus, tmp_path / "first", "--instructions", str(rows))
+    command = [sys.executable, "-m", "models.pretrain", *arguments(corpus, tmp_path / "first")]
+    command += ["--instructions", str(rows)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stderr
     assert "instructions  " in done.stdout
     base = resolve_base(str(tmp_path / "first" / "base"))
@@ -214,18 +222,15 @@ def test_the_command_makes_a_base_that_goes_on_from_another(corpus: Path, tmp_pa
     assert [tokenizer.convert_ids_to_tokens(i) for i in range(5)] == pretrain.SPECIAL
     assert tokenizer.decode(tokenizer("A café, 7 naïve cats\n")["input_ids"]) == "A café, 7 naïve cats\n"
     rows.write_text(row)
-    first = str(tmp_path / "first" / "base")
-    again = pretrain_in(corpus, tmp_path / "second", "--first", first, "--instructions", str(rows))
-    assert again.returncode == 0, again.stderr
-    assert "instructions is left out" in again.stdout
+    run(tmp_path / "second", "--first", str(tmp_path / "first" / "base"), "--instructions", str(rows))
+    assert "instructions is left out" in capsys.readouterr().out
     second = resolve_base(str(tmp_path / "second" / "base"))
     assert second.fingerprint != base.fingerprint
     assert second.tokenizer().get_vocab() == tokenizer.get_vocab()
 
 
-def test_another_plan_does_not_go_on_in_the_same_folder(corpus: Path, tmp_path: Path) -> None:
-    assert pretrain_in(corpus, tmp_path).returncode == 0
+def test_another_plan_does_not_go_on_in_the_same_folder(run: Callable[..., None], tmp_path: Path) -> None:
+    run(tmp_path)
     for option, said in (("--matrix-rate", "belongs to another plan"), ("--seed", "belongs to another run")):
-        other = pretrain_in(corpus, tmp_path, option, "1")
-        assert other.returncode == 1
-        assert said in other.stderr
+        with pytest.raises(SystemExit, match=said):
+            run(tmp_path, option, "1")

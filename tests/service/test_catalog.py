@@ -1,5 +1,6 @@
 """What the catalog counts and lists, and what it keeps of it."""
 
+import gc
 import logging
 import tracemalloc
 from pathlib import Path
@@ -86,6 +87,7 @@ def test_counting_keeps_nothing_and_a_list_keeps_what_is_on_it(store: Store, hom
     tracemalloc.start()
     try:
         assert catalog.describe_base().adapters == 3 + count
+        gc.collect()
         assert tracemalloc.get_traced_memory()[0] < 100 * count
     finally:
         tracemalloc.stop()

@@ -103,10 +103,16 @@ class FastLora:
 
 
 class FastFrozen:
-    """The forward of a linear layer of the base that has no adapter."""
+    """The forward of a linear layer of the base that has no adapter.
 
-    def __init__(self, layer: nn.Module, arithmetic: Arithmetic) -> None:
-        self._frozen, self._arithmetic = FrozenWeight(layer), arithmetic
+    Args:
+        layer: A Linear or a Conv1D.
+        arithmetic: In which type the products run.
+        pack_float32: See `FrozenWeight`.
+    """
+
+    def __init__(self, layer: nn.Module, arithmetic: Arithmetic, *, pack_float32: bool = False) -> None:
+        self._frozen, self._arithmetic = FrozenWeight(layer, pack_float32=pack_float32), arithmetic
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[…, in] -> […, out]`` in the type of the products."""

@@ -13,13 +13,13 @@ from transformers.pytorch_utils import Conv1D
 from adapters.activations import fused_activation
 from adapters.architecture import ENCODERS
 from adapters.heads import BackboneStub
+from adapters.narrow import narrow_last, reading
 from training.fast.attention import NAME, attending
 from training.fast.dropout import FastDropout
 from training.fast.frozen import FrozenWeight
 from training.fast.head import CHUNK, cross_entropy
 from training.fast.layout import Layout, pack
 from training.fast.linear import Arithmetic, FastFrozen, FastLora
-from training.fast.narrow import narrow_last, reading
 
 Rows = Sequence[Sequence[int]]
 
@@ -71,7 +71,7 @@ class FastModel:
         dtype: In which products run; weights that are trained stay float32.
         pad_id: Fills up rows where they are padded.
         coarse: In which they run inside ``coarsely``; else the same.
-        packs: Weights under LoRA matrices and of the output layer are packed in float32 too; see `FrozenWeight`.
+        packs: Weights that are not trained are packed in float32 too; see `FrozenWeight`.
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class FastModel:
     def _hidden(self, laid: "_Laid", places: Tensor) -> Tensor:
         """``[n, hidden]``: final hidden states at ``places``."""
         narrows = self.levers.narrow and laid.layout is not None
-        with self._attending(laid.layout), _reading(torch.unique(places) if narrows else None):
+        with self._attending(laid.layout), reading(torch.unique(places) if narrows else None):
             output = self._backbone(**laid.inputs, **self._no_cache())
         hidden: Tensor = output.last_hidden_state
         return hidden.flatten(0, 1).index_select(0, places)
@@ -276,8 +276,8 @@ class FastModel:
 
     def _install(self) -> None:
         if self.levers.narrow and self.levers.packing and self.levers.loss_rows:
-            layer = narrow_last(self._backbone)
-            self._patched += [layer] if layer is not None else []
+            narrowed = narrow_last(self._backbone)
+            self._patched += [narrowed.layer] if narrowed is not None else []
         if self.levers.fused:
             self._fuse()
         if self._head is not None and _is_frozen_linear(self._head):
@@ -289,15 +289,15 @@ class FastModel:
         return self.dtype if self.levers.fused else torch.float32
 
     def _fuse(self) -> None:
-        rounds = {self.dtype, self._coarse} != {torch.float32}
+        copies = self.packs or {self.dtype, self._coarse} != {torch.float32}
         inside = set()
         for module in self._backbone.modules():
             if hasattr(module, "lora_A") and _is_frozen_linear(module.get_base_layer()):
                 inside |= set(module.modules())
                 self._patch(module, FastLora(module, self._arithmetic, pack_float32=self.packs))
         for module in self._backbone.modules():
-            if module not in inside and rounds and _is_frozen_linear(module):
-                self._patch(module, FastFrozen(module, self._arithmetic))
+            if module not in inside and copies and _is_frozen_linear(module):
+                self._patch(module, FastFrozen(module, self._arithmetic, pack_float32=self.packs))
             elif type(module) is nn.Dropout and module not in inside:
                 self._patch(module, FastDropout(module))
             elif (activation := fused_activation(module)) is not None:
@@ -342,15 +342,6 @@ def _head_only(classifier: Any, backbone: Any) -> Any:
     stub = BackboneStub(getattr(backbone, "pooler", None))
     head._modules = {**classifier._modules, classifier.base_model_prefix: stub}
     return head
-
-
-@contextmanager
-def _reading(read: Tensor | None) -> Iterator[None]:
-    token = reading.set(read)
-    try:
-        yield
-    finally:
-        reading.reset(token)
 
 
 def _needed(row: Sequence[int], targets: Sequence[Target]) -> Sequence[int]:

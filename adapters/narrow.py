@@ -4,40 +4,66 @@ Everything above the last attention works on each token alone: of a text to clas
 those that predict it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-reading: ContextVar[Tensor | None] = ContextVar("reading", default=None)
-"""``[n]``: the tokens of the flattened row that are read; None: all of them."""
+_read: ContextVar[Tensor | None] = ContextVar("read", default=None)
 
 
-def narrow_last(backbone: nn.Module) -> nn.Module | None:
+@contextmanager
+def reading(tokens: Tensor | None) -> Iterator[None]:
+    """Say which tokens of the flattened row are read: ``[n]``, or None for all of them."""
+    token = _read.set(tokens)
+    try:
+        yield
+    finally:
+        _read.reset(token)
+
+
+@dataclass(frozen=True, slots=True)
+class Narrowed:
+    """A backbone's last layer that narrows to the tokens that are read.
+
+    Args:
+        layer: The layer; deleting its ``forward`` undoes it.
+        behind: Beginnings of the names, in the backbone, of the modules that see the tokens that are read alone.
+    """
+
+    layer: nn.Module
+    behind: tuple[str, ...]
+
+
+def narrow_last(backbone: nn.Module) -> Narrowed | None:
     """Have the last layer of ``backbone`` narrow to what is read; None where its kind is not known.
 
     The caller holds the result against the untouched model.
     """
-    layers = next((module for module in backbone.modules() if isinstance(module, nn.ModuleList) and len(module)), None)
+    lists = ((name, module) for name, module in backbone.named_modules() if isinstance(module, nn.ModuleList))
+    name, layers = next(((name, module) for name, module in lists if len(module)), ("", None))
     if layers is None:
         return None
     layer = layers[-1]
-    forward = _FORWARDS.get(frozenset(name for name, _ in layer.named_children()))
-    if forward is None:
+    known = _KINDS.get(frozenset(child for child, _ in layer.named_children()))
+    if known is None:
         return None
+    forward, behind = known
     whole = layer.forward
 
     def narrowed(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        read = reading.get()
+        read = _read.get()
         if read is None:
             return whole(hidden, *args, **kwargs)
         # Models expect as many tokens as they gave; what nobody reads is zero.
         return torch.zeros_like(hidden).index_copy(1, read, forward(layer, hidden, read, *args, **kwargs))
 
     layer.forward = narrowed
-    return layer
+    return Narrowed(layer, tuple(f"{name}.{len(layers) - 1}.{child}." for child in behind))
 
 
 def _gpt2(layer: Any, hidden: Tensor, read: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -63,9 +89,10 @@ def _bert(layer: Any, hidden: Tensor, read: Tensor, *args: Any, **kwargs: Any) -
     return layer.feed_forward_chunk(attended[:, read])  # type: ignore[no-any-return]
 
 
-_FORWARDS: dict[frozenset[str], Callable[..., Tensor]] = {
-    frozenset({"ln_1", "attn", "ln_2", "mlp"}): _gpt2,
-    frozenset({"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}): _llama,
-    frozenset({"attention", "sa_layer_norm", "ffn", "output_layer_norm"}): _distilbert,
-    frozenset({"attention", "intermediate", "output"}): _bert,
+_KINDS: dict[frozenset[str], tuple[Callable[..., Tensor], tuple[str, ...]]] = {
+    frozenset({"ln_1", "attn", "ln_2", "mlp"}): (_gpt2, ("mlp",)),
+    frozenset({"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}): (_llama, ("mlp",)),
+    frozenset({"attention", "sa_layer_norm", "ffn", "output_layer_norm"}): (_distilbert, ("ffn",)),
+    frozenset({"attention", "intermediate", "output"}): (_bert, ("intermediate", "output")),
 }
+"""By the names of a layer's parts: its forward over the tokens that are read, and which parts see those alone."""

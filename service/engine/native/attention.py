@@ -11,7 +11,10 @@ from service.engine.attention import AttentionBatch, Layer, Span, TorchAttention
 from service.engine.native import library
 
 LARGEST = 1 << 17
-"""Queries times keys of a span beyond which torch's blocked products are faster than the kernel's dot products."""
+"""Queries times keys of a float32 span beyond which torch's blocked products beat the kernel's dot products.
+
+In bfloat16 the kernel's products are blocked too, and faster at every length.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class NativeAttention:
         self._dtype = dtype
         self._threads = threads
         self._kernel = library.function("tenora_attention", dtype)
+        self._largest = LARGEST if dtype == torch.float32 else None
         self._batch: AttentionBatch | None = None
         self._spans: _Spans | None = None
         self.seen: dict[int, tuple[float | None, int | None]] = {}
@@ -79,15 +83,15 @@ class NativeAttention:
     def spans_of(self, batch: AttentionBatch) -> _Spans:
         """The batch's spans, laid out for its first layer and kept for the others."""
         if batch is not self._batch or self._spans is None:
-            self._batch, self._spans = batch, _lay_out(batch)
+            self._batch, self._spans = batch, _lay_out(batch, self._largest)
         return self._spans
 
 
-def _lay_out(batch: AttentionBatch) -> _Spans:
+def _lay_out(batch: AttentionBatch, largest: int | None) -> _Spans:
     small, large = [], []
     for span in batch.spans:
         count = span.stop - span.start
-        if count > 1 and count * (span.context + count) > LARGEST:
+        if largest is not None and count > 1 and count * (span.context + count) > largest:
             large.append(span)
         else:
             small.append((span.start, count, -1 if span.row is None else span.row, span.context))

@@ -115,6 +115,12 @@ static void F(share_attention)(const Attention *at, const Span *spans, int64_t c
             values = value_cache + (span->row * at->kv_heads + kv_head) * size;
             key_stride = value_stride = dim;
         }
+#if PAIR == 2
+        if (span->count > 1 && span->count * group >= QUERIES) {
+            attend_span_bf16(at, span, first_head, each, keys, key_stride, values, value_stride);
+            continue;
+        }
+#endif
         for (int64_t t = 0; t < span->count; t++) {
             const int64_t token = span->start + t;
             visible(at, span, t, &first, &last);

@@ -33,6 +33,9 @@
 #define MAX_RANK 1024 /* of an adapter */
 #define KEYS 64       /* keys per block of attention */
 #define MAX_HEAD 256  /* head dimension */
+#define QUERIES 8     /* rows of queries that attend together */
+#define WIDE 32       /* keys, or values of a head, that such rows are multiplied with at once */
+#define STATE 16384   /* unfinished outputs, in values, of the queries that a block of keys is laid out for */
 
 typedef uint16_t bf16;
 
@@ -523,6 +526,148 @@ static void attend_bf16(const bf16 *q, const bf16 *keys, int64_t key_stride, con
     default: WITH(dim);
     }
 #undef WITH
+}
+
+/* y[m] = (y[m] or 0) + x[m] panel^T for QUERIES rows, in float32. panel: [pairs][WIDE][2]. */
+static inline __attribute__((always_inline)) void dots(const bf16 *x, int64_t ldx, const bf16 *panel, int64_t pairs,
+                                                       int more, float *y, int64_t ldy) {
+    __m512 left[QUERIES], right[QUERIES];
+    _Pragma("GCC unroll 8") for (int m = 0; m < QUERIES; m++) {
+        left[m] = more ? _mm512_loadu_ps(y + m * ldy) : _mm512_setzero_ps();
+        right[m] = more ? _mm512_loadu_ps(y + m * ldy + 16) : _mm512_setzero_ps();
+    }
+    for (int64_t i = 0; i < pairs; i++) {
+        const __m512bh a = (__m512bh)_mm512_loadu_si512(panel + i * 2 * WIDE);
+        const __m512bh b = (__m512bh)_mm512_loadu_si512(panel + i * 2 * WIDE + 32);
+        _Pragma("GCC unroll 8") for (int m = 0; m < QUERIES; m++) {
+            const __m512bh v = pair(x + m * ldx + 2 * i);
+            left[m] = _mm512_dpbf16_ps(left[m], a, v);
+            right[m] = _mm512_dpbf16_ps(right[m], b, v);
+        }
+    }
+    _Pragma("GCC unroll 8") for (int m = 0; m < QUERIES; m++) {
+        _mm512_storeu_ps(y + m * ldy, left[m]);
+        _mm512_storeu_ps(y + m * ldy + 16, right[m]);
+    }
+}
+
+/* Keys first:last of a block as panels [KEYS / WIDE][ceil(dim / 2)][WIDE][2]; zero up to whole panels. */
+static void lay_keys(const bf16 *keys, int64_t stride, int64_t first, int64_t last, int64_t dim, bf16 *panels) {
+    const int64_t pairs = (dim + 1) / 2;
+    for (int64_t j = 0; j < (last + WIDE - 1) / WIDE * WIDE; j++) {
+        unit *to = (unit *)(panels + j / WIDE * pairs * 2 * WIDE) + j % WIDE;
+        const bf16 *key = keys + j * stride;
+        const int there = first <= j && j < last;
+        for (int64_t i = 0; i < dim / 2; i++) to[i * WIDE] = there ? ((const unit *)key)[i] : 0;
+        if (dim % 2) to[dim / 2 * WIDE] = there ? key[dim - 1] : 0;
+    }
+}
+
+/* Values first:last of a block as panels [ceil(dim / WIDE)][KEYS / 2][WIDE][2]; zero up to whole pairs. */
+static void lay_values(const bf16 *values, int64_t stride, int64_t first, int64_t last, int64_t dim, bf16 *panels) {
+    static const int16_t order[64] = {
+        0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
+        11, 43, 12, 44, 13, 45, 14, 46, 15, 47, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53,
+        22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63,
+    };
+    const __m512i low = _mm512_loadu_si512(order), high = _mm512_loadu_si512(order + 32);
+    for (int64_t d = 0; d < dim; d += WIDE, panels += KEYS * WIDE) {
+        const __mmask32 mask = dim - d >= 32 ? 0xffffffffu : (1u << (dim - d)) - 1;
+        for (int64_t j = 0; j < last; j += 2) {
+            const bf16 *value = values + j * stride + d;
+            const __m512i a = _mm512_maskz_loadu_epi16(first <= j ? mask : 0, value);
+            const __m512i b = _mm512_maskz_loadu_epi16(first <= j + 1 && j + 1 < last ? mask : 0, value + stride);
+            _mm512_storeu_si512(panels + j * WIDE, _mm512_permutex2var_epi16(a, low, b));
+            _mm512_storeu_si512(panels + j * WIDE + 32, _mm512_permutex2var_epi16(a, high, b));
+        }
+    }
+}
+
+/* A row's scores of a block of keys become its shares, in bf16; of its unfinished output, *top and *sum are the
+ * largest score and what the shares add up to. Keys [first, last) of the block are visible. */
+static inline void share_out(float *score, int64_t first, int64_t last, float scale, float *top, float *sum, bf16 *share,
+                             float *out, int64_t wide) {
+    __m512 most = _mm512_set1_ps(*top), total = _mm512_setzero_ps();
+    __mmask16 seen[KEYS / 16];
+    for (int64_t j = 0; j < KEYS / 16; j++) {
+        const int64_t from = max64(0, min64(16, first - 16 * j)), to = max64(0, min64(16, last - 16 * j));
+        seen[j] = (__mmask16)((1u << to) - (1u << from));
+        const __m512 v = _mm512_mul_ps(_mm512_loadu_ps(score + 16 * j), _mm512_set1_ps(scale));
+        _mm512_storeu_ps(score + 16 * j, v);
+        most = _mm512_mask_max_ps(most, seen[j], most, v);
+    }
+    const float block = _mm512_reduce_max_ps(most);
+    for (int64_t j = 0; j < KEYS / 16; j++) {
+        const __m512 v = _mm512_sub_ps(_mm512_loadu_ps(score + 16 * j), _mm512_set1_ps(block));
+        const __m512 e = _mm512_maskz_mov_ps(seen[j], exp_512(v));
+        total = _mm512_add_ps(total, e);
+        _mm256_storeu_si256((__m256i *)(share + 16 * j), (__m256i)_mm512_cvtneps_pbh(e));
+    }
+    if (block > *top) {
+        const float shrink = expf(*top - block);
+        *sum *= shrink;
+        for (int64_t d = 0; d < wide; d += 16)
+            _mm512_storeu_ps(out + d, _mm512_mul_ps(_mm512_loadu_ps(out + d), _mm512_set1_ps(shrink)));
+        *top = block;
+    }
+    *sum += _mm512_reduce_add_ps(total);
+}
+
+/* Every query of a span under the heads that share a key, a block of keys at a time for many of them: products of
+ * matrices where attend_bf16 has dot products. A row is one query of one head; the heads of a query follow each other.
+ */
+static void attend_span_bf16(const Attention *at, const Span *span, int64_t first_head, int64_t each, const bf16 *keys,
+                             int64_t key_stride, const bf16 *values, int64_t value_stride) {
+    const int64_t dim = at->head_dim, wide = (dim + WIDE - 1) / WIDE * WIDE, pairs = (dim + 1) / 2;
+    const int64_t rows = span->count * each, most = STATE / wide / QUERIES * QUERIES;
+    bf16 key[KEYS * MAX_HEAD], value[KEYS * MAX_HEAD], query[QUERIES * MAX_HEAD], share[QUERIES * KEYS];
+    float out[STATE], top[STATE / WIDE], sum[STATE / WIDE], score[QUERIES * KEYS];
+    const bf16 *q = (const bf16 *)at->q + span->start * at->q_token + first_head * at->q_head;
+    bf16 *to = (bf16 *)at->out + (span->start * at->heads + first_head) * dim;
+    for (int64_t row = 0; row < rows; row += most) {
+        const int64_t n = min64(most, rows - row);
+        int64_t begin, end, first, last;
+        visible(at, span, row / each, &begin, &last);
+        visible(at, span, (row + n - 1) / each, &first, &end);
+        memset(out, 0, (n + QUERIES - 1) / QUERIES * QUERIES * wide * sizeof(float));
+        for (int64_t m = 0; m < n; m++) top[m] = -INFINITY, sum[m] = 0;
+        /* Blocks begin at multiples, so that what a query gets does not depend on the others of its tile. */
+        for (int64_t start = begin / KEYS * KEYS; start < end; start += KEYS) {
+            const int64_t seen = max64(begin - start, 0), count = min64(KEYS, end - start);
+            lay_keys(keys + start * key_stride, key_stride, seen, count, dim, key);
+            lay_values(values + start * value_stride, value_stride, seen, count, dim, value);
+            for (int64_t m = 0; m < n; m += QUERIES) {
+                const int64_t here = min64(QUERIES, n - m);
+                visible(at, span, (row + m) / each, &first, &last);
+                if (first >= start + count) continue;
+                visible(at, span, (row + m + here - 1) / each, &first, &last);
+                if (last <= start) continue;
+                for (int64_t r = 0; r < here; r++) {
+                    const int64_t t = (row + m + r) / each, head = (row + m + r) % each;
+                    query[(r + 1) * 2 * pairs - 1] = 0;
+                    memcpy(query + r * 2 * pairs, q + t * at->q_token + head * at->q_head, dim * sizeof(bf16));
+                }
+                for (int64_t j = 0; j < count; j += WIDE)
+                    dots(query, 2 * pairs, key + j * 2 * pairs, pairs, 0, score + j, KEYS);
+                memset(share, 0, sizeof(share));
+                for (int64_t r = 0; r < here; r++) {
+                    visible(at, span, (row + m + r) / each, &first, &last);
+                    first = max64(first - start, 0), last = min64(last - start, count);
+                    if (first < last)
+                        share_out(score + r * KEYS, first, last, at->scale, top + m + r, sum + m + r, share + r * KEYS,
+                                  out + (m + r) * wide, wide);
+                }
+                for (int64_t d = 0; d < dim; d += WIDE)
+                    dots(share, KEYS, value + d * KEYS, (count + 1) / 2, 1, out + m * wide + d, wide);
+            }
+        }
+        for (int64_t m = 0; m < n; m++) {
+            bf16 *y = to + ((row + m) / each * at->heads + (row + m) % each) * dim;
+            const __m512 scale = _mm512_set1_ps(1.0f / sum[m]);
+            for (int64_t d = 0; d < dim; d += 16)
+                store(y + d, lanes(dim - d), _mm512_mul_ps(_mm512_loadu_ps(out + m * wide + d), scale));
+        }
+    }
 }
 
 #undef TYPE

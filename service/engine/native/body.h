@@ -117,7 +117,8 @@ static void F(share_attention)(const Attention *at, const Span *spans, int64_t c
         }
 #if PAIR == 2
         if (span->count > 1 && span->count * group >= QUERIES) {
-            attend_span_bf16(at, span, first_head, each, keys, key_stride, values, value_stride);
+            const Queries queries = {at, span, first_head, each};
+            attend_span_bf16(&queries, keys, key_stride, values, value_stride);
             continue;
         }
 #endif

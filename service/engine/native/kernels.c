@@ -585,8 +585,8 @@ static void lay_values(const bf16 *values, int64_t stride, int64_t first, int64_
 
 /* A row's scores of a block of keys become its shares, in bf16; of its unfinished output, *top and *sum are the
  * largest score and what the shares add up to. Keys [first, last) of the block are visible. */
-static inline void share_out(float *score, int64_t first, int64_t last, float scale, float *top, float *sum, bf16 *share,
-                             float *out, int64_t wide) {
+static inline void share_out(float *score, int64_t first, int64_t last, float scale, float *top, float *sum,
+                             bf16 *share, float *out, int64_t wide) {
     __m512 most = _mm512_set1_ps(*top), total = _mm512_setzero_ps();
     __mmask16 seen[KEYS / 16];
     for (int64_t j = 0; j < KEYS / 16; j++) {
@@ -613,60 +613,92 @@ static inline void share_out(float *score, int64_t first, int64_t last, float sc
     *sum += _mm512_reduce_add_ps(total);
 }
 
-/* Every query of a span under the heads that share a key, a block of keys at a time for many of them: products of
- * matrices where attend_bf16 has dot products. A row is one query of one head; the heads of a query follow each other.
- */
-static void attend_span_bf16(const Attention *at, const Span *span, int64_t first_head, int64_t each, const bf16 *keys,
-                             int64_t key_stride, const bf16 *values, int64_t value_stride) {
-    const int64_t dim = at->head_dim, wide = (dim + WIDE - 1) / WIDE * WIDE, pairs = (dim + 1) / 2;
-    const int64_t rows = span->count * each, most = STATE / wide / QUERIES * QUERIES;
-    bf16 key[KEYS * MAX_HEAD], value[KEYS * MAX_HEAD], query[QUERIES * MAX_HEAD], share[QUERIES * KEYS];
-    float out[STATE], top[STATE / WIDE], sum[STATE / WIDE], score[QUERIES * KEYS];
-    const bf16 *q = (const bf16 *)at->q + span->start * at->q_token + first_head * at->q_head;
-    bf16 *to = (bf16 *)at->out + (span->start * at->heads + first_head) * dim;
+/* The queries of a span under the heads that share a key: row r is query r / each of head first_head + r % each. */
+typedef struct {
+    const Attention *at;
+    const Span *span;
+    int64_t first_head, each;
+} Queries;
+
+static void visible_to(const Queries *queries, int64_t row, int64_t *first, int64_t *last) {
+    visible(queries->at, queries->span, row / queries->each, first, last);
+}
+
+/* Rows of queries end to end, each padded to whole pairs. */
+static void lay_queries(const Queries *queries, int64_t row, int64_t count, bf16 *to) {
+    const Attention *at = queries->at;
+    const int64_t dim = at->head_dim, ld = (dim + 1) / 2 * 2;
+    for (int64_t r = row; r < row + count; r++, to += ld) {
+        const int64_t token = queries->span->start + r / queries->each, head = queries->first_head + r % queries->each;
+        to[ld - 1] = 0;
+        memcpy(to, (const bf16 *)at->q + token * at->q_token + head * at->q_head, dim * sizeof(bf16));
+    }
+}
+
+/* Outputs divided by what their shares add up to. */
+static void put_out(const Queries *queries, int64_t row, int64_t count, const float *out, int64_t wide,
+                    const float *sum) {
+    const Attention *at = queries->at;
+    const int64_t dim = at->head_dim;
+    for (int64_t m = 0; m < count; m++) {
+        const int64_t r = row + m, token = queries->span->start + r / queries->each;
+        bf16 *to = (bf16 *)at->out + (token * at->heads + queries->first_head + r % queries->each) * dim;
+        const __m512 scale = _mm512_set1_ps(1.0f / sum[m]);
+        for (int64_t d = 0; d < dim; d += 16)
+            store(to + d, lanes(dim - d), _mm512_mul_ps(_mm512_loadu_ps(out + m * wide + d), scale));
+    }
+}
+
+/* A few rows attend to the block of keys that begins at start; key and value are its panels. */
+static void attend_block(const Queries *queries, int64_t row, int64_t rows, int64_t start, int64_t count,
+                         const bf16 *key, const bf16 *value, float *out, int64_t wide, float *top, float *sum) {
+    const int64_t dim = queries->at->head_dim, pairs = (dim + 1) / 2;
+    bf16 query[QUERIES * MAX_HEAD], share[QUERIES * KEYS] = {0};
+    float score[QUERIES * KEYS];
+    lay_queries(queries, row, rows, query);
+    for (int64_t j = 0; j < count; j += WIDE) dots(query, 2 * pairs, key + j * 2 * pairs, pairs, 0, score + j, KEYS);
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t first, last;
+        visible_to(queries, row + r, &first, &last);
+        first = max64(first - start, 0), last = min64(last - start, count);
+        if (first < last)
+            share_out(score + r * KEYS, first, last, queries->at->scale, top + r, sum + r, share + r * KEYS,
+                      out + r * wide, wide);
+    }
+    for (int64_t d = 0; d < dim; d += WIDE)
+        dots(share, KEYS, value + d * KEYS, (count + 1) / 2, 1, out + d, wide);
+}
+
+/* Every query of a span under the heads that share a key: products of matrices where attend_bf16 has dot products. A
+ * block of keys is laid out for as many rows as there is room for. */
+static void attend_span_bf16(const Queries *queries, const bf16 *keys, int64_t key_stride, const bf16 *values,
+                             int64_t value_stride) {
+    const int64_t dim = queries->at->head_dim, wide = (dim + WIDE - 1) / WIDE * WIDE;
+    const int64_t rows = queries->span->count * queries->each, most = STATE / wide / QUERIES * QUERIES;
+    bf16 key[KEYS * MAX_HEAD], value[KEYS * MAX_HEAD];
+    float out[STATE], top[STATE / WIDE], sum[STATE / WIDE];
     for (int64_t row = 0; row < rows; row += most) {
         const int64_t n = min64(most, rows - row);
         int64_t begin, end, first, last;
-        visible(at, span, row / each, &begin, &last);
-        visible(at, span, (row + n - 1) / each, &first, &end);
+        visible_to(queries, row, &begin, &last);
+        visible_to(queries, row + n - 1, &first, &end);
         memset(out, 0, (n + QUERIES - 1) / QUERIES * QUERIES * wide * sizeof(float));
         for (int64_t m = 0; m < n; m++) top[m] = -INFINITY, sum[m] = 0;
-        /* Blocks begin at multiples, so that what a query gets does not depend on the others of its tile. */
+        /* Blocks begin at multiples, so that what a query gets does not depend on the rows that it is computed with. */
         for (int64_t start = begin / KEYS * KEYS; start < end; start += KEYS) {
             const int64_t seen = max64(begin - start, 0), count = min64(KEYS, end - start);
             lay_keys(keys + start * key_stride, key_stride, seen, count, dim, key);
             lay_values(values + start * value_stride, value_stride, seen, count, dim, value);
             for (int64_t m = 0; m < n; m += QUERIES) {
                 const int64_t here = min64(QUERIES, n - m);
-                visible(at, span, (row + m) / each, &first, &last);
+                visible_to(queries, row + m, &first, &last);
                 if (first >= start + count) continue;
-                visible(at, span, (row + m + here - 1) / each, &first, &last);
+                visible_to(queries, row + m + here - 1, &first, &last);
                 if (last <= start) continue;
-                for (int64_t r = 0; r < here; r++) {
-                    const int64_t t = (row + m + r) / each, head = (row + m + r) % each;
-                    query[(r + 1) * 2 * pairs - 1] = 0;
-                    memcpy(query + r * 2 * pairs, q + t * at->q_token + head * at->q_head, dim * sizeof(bf16));
-                }
-                for (int64_t j = 0; j < count; j += WIDE)
-                    dots(query, 2 * pairs, key + j * 2 * pairs, pairs, 0, score + j, KEYS);
-                memset(share, 0, sizeof(share));
-                for (int64_t r = 0; r < here; r++) {
-                    visible(at, span, (row + m + r) / each, &first, &last);
-                    first = max64(first - start, 0), last = min64(last - start, count);
-                    if (first < last)
-                        share_out(score + r * KEYS, first, last, at->scale, top + m + r, sum + m + r, share + r * KEYS,
-                                  out + (m + r) * wide, wide);
-                }
-                for (int64_t d = 0; d < dim; d += WIDE)
-                    dots(share, KEYS, value + d * KEYS, (count + 1) / 2, 1, out + m * wide + d, wide);
+                attend_block(queries, row + m, here, start, count, key, value, out + m * wide, wide, top + m, sum + m);
             }
         }
-        for (int64_t m = 0; m < n; m++) {
-            bf16 *y = to + ((row + m) / each * at->heads + (row + m) % each) * dim;
-            const __m512 scale = _mm512_set1_ps(1.0f / sum[m]);
-            for (int64_t d = 0; d < dim; d += 16)
-                store(y + d, lanes(dim - d), _mm512_mul_ps(_mm512_loadu_ps(out + m * wide + d), scale));
-        }
+        put_out(queries, row, n, out, wide, sum);
     }
 }
 

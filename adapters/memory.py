@@ -24,8 +24,11 @@ def start_collecting() -> None:
     """End a start that began with ``gc.disable()``: what there is by now stays, and is never searched again.
 
     The modules of torch and transformers are a million objects. A collection that goes through them takes a quarter
-    of a second, several of them a fifth of the time that a start takes, and a later one would hold up a step.
+    of a second, several of them a fifth of the time that a start takes, and a later one would hold up a step. A
+    process that collects already keeps to it: what it holds may not be meant to stay.
     """
+    if gc.isenabled():
+        return
     gc.collect()
     gc.freeze()
     gc.enable()

@@ -8,6 +8,7 @@ engine      one process, spawned: the base, the adapters, the step loop
 
 import asyncio
 import contextlib
+import gc
 import inspect
 import os
 import signal
@@ -277,7 +278,9 @@ class TenoraServer(LitServer):  # type: ignore[misc]  # LitServe has no types
         signal.signal(signal.SIGINT, stop)
 
     def _init_manager(self, num_api_servers: int) -> Any:
+        gc.enable()  # the manager is forked here, and nothing would tell it later
         manager = super()._init_manager(num_api_servers)
+        gc.disable()  # until the engine process has been started
         self.lit_api.manager_pid = manager._process.pid
         return manager
 

@@ -2,7 +2,7 @@
 
 import gc
 
-gc.disable()  # until the first step, or for good in a command that takes none
+gc.disable()  # until the first step, or for good in a command on rows alone
 
 from training.cli import main  # noqa: E402 (importing is most of what it is disabled for)
 

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from adapters.memory import start_collecting
 from training.loop import make_optimiser
 from training.order import Order, shares
 from training.prepared import Prepared, prepare
@@ -36,6 +37,7 @@ def show_dry_run(task: Task[Any, Any], console: Console) -> None:
     for note in (*task.notes, *task.findings):
         console.print(f"note: {escape(note)}", soft_wrap=True)
     prepared = prepare(task)
+    start_collecting()
     console.print(_figures(prepared))
 
 

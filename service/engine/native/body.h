@@ -88,7 +88,8 @@ static void F(share_lora)(const Batch *batch, const Module *const modules[], TYP
 static void F(share_attention)(const Attention *at, const Span *spans, int64_t count, int64_t threads) {
     const int64_t group = at->heads / at->kv_heads, dim = at->head_dim, size = at->length * dim;
     const int64_t split = count * at->kv_heads < 4 * threads ? group : 1; /* few items: a head each */
-    const int64_t items = count * at->kv_heads * split, each = group / split;
+    const int64_t each = group / split, heads = at->kv_heads * split;
+    const int64_t parts = PAIR == 2 ? most_parts(spans, count, each, dim) : 1;
     const TYPE *q = at->q, *k = at->k, *v = at->v;
     TYPE *out = at->out, *key_cache = at->key_cache, *value_cache = at->value_cache;
 #pragma omp for schedule(static)
@@ -104,9 +105,9 @@ static void F(share_attention)(const Attention *at, const Span *spans, int64_t c
         }
     }
 #pragma omp for schedule(dynamic, 1) nowait
-    for (int64_t i = 0; i < items; i++) {
-        const Span *span = &spans[i / (at->kv_heads * split)];
-        const int64_t first_head = i % (at->kv_heads * split) * each, kv_head = first_head / group;
+    for (int64_t i = 0; i < count * heads * parts; i++) {
+        const Span *span = &spans[i / (heads * parts)];
+        const int64_t first_head = i / parts % heads * each, kv_head = first_head / group, part = i % parts;
         const TYPE *keys = k + span->start * at->k_token + kv_head * at->k_head;
         const TYPE *values = v + span->start * at->v_token + kv_head * at->v_head;
         int64_t key_stride = at->k_token, value_stride = at->v_token, first, last;
@@ -118,10 +119,12 @@ static void F(share_attention)(const Attention *at, const Span *spans, int64_t c
 #if PAIR == 2
         if (span->count > 1 && span->count * group >= QUERIES) {
             const Queries queries = {at, span, first_head, each};
-            attend_span_bf16(&queries, keys, key_stride, values, value_stride);
+            const int64_t most = together(dim), row = part * most, n = min64(most, span->count * each - row);
+            if (n > 0) attend_rows_bf16(&queries, row, n, keys, key_stride, values, value_stride);
             continue;
         }
 #endif
+        if (part) continue;
         for (int64_t t = 0; t < span->count; t++) {
             const int64_t token = span->start + t;
             visible(at, span, t, &first, &last);

@@ -127,6 +127,16 @@ static void visible(const Attention *at, const Span *span, int64_t i, int64_t *f
     *first = at->window ? max64(0, *last - at->window) : 0;
 }
 
+/* Rows, each a query of one head, that a block of keys is laid out for at once in bfloat16. */
+static int64_t together(int64_t dim) { return STATE / ((dim + WIDE - 1) / WIDE * WIDE) / QUERIES * QUERIES; }
+
+/* In how many parts of so many rows the longest span comes. */
+static int64_t most_parts(const Span *spans, int64_t count, int64_t each, int64_t dim) {
+    int64_t rows = 1;
+    for (int64_t i = 0; i < count; i++) rows = max64(rows, spans[i].count * each);
+    return (rows + together(dim) - 1) / together(dim);
+}
+
 /* A matrix [rows, depth] of four-byte units, and where its panels go. */
 typedef struct {
     const uint32_t *matrix;
@@ -669,37 +679,34 @@ static void attend_block(const Queries *queries, int64_t row, int64_t rows, int6
         dots(share, KEYS, value + d * KEYS, (count + 1) / 2, 1, out + d, wide);
 }
 
-/* Every query of a span under the heads that share a key: products of matrices where attend_bf16 has dot products. A
- * block of keys is laid out for as many rows as there is room for. */
-static void attend_span_bf16(const Queries *queries, const bf16 *keys, int64_t key_stride, const bf16 *values,
-                             int64_t value_stride) {
+/* Rows row:row+n of a span's queries, at most as many as attend together: products of matrices where attend_bf16 has dot
+ * products. What a query may not see is multiplied by zero, so what is not finite among it shows in queries before it,
+ * of its own span. */
+static void attend_rows_bf16(const Queries *queries, int64_t row, int64_t n, const bf16 *keys, int64_t key_stride,
+                             const bf16 *values, int64_t value_stride) {
     const int64_t dim = queries->at->head_dim, wide = (dim + WIDE - 1) / WIDE * WIDE;
-    const int64_t rows = queries->span->count * queries->each, most = STATE / wide / QUERIES * QUERIES;
     bf16 key[KEYS * MAX_HEAD], value[KEYS * MAX_HEAD];
     float out[STATE], top[STATE / WIDE], sum[STATE / WIDE];
-    for (int64_t row = 0; row < rows; row += most) {
-        const int64_t n = min64(most, rows - row);
-        int64_t begin, end, first, last;
-        visible_to(queries, row, &begin, &last);
-        visible_to(queries, row + n - 1, &first, &end);
-        memset(out, 0, (n + QUERIES - 1) / QUERIES * QUERIES * wide * sizeof(float));
-        for (int64_t m = 0; m < n; m++) top[m] = -INFINITY, sum[m] = 0;
-        /* Blocks begin at multiples, so that what a query gets does not depend on the rows that it is computed with. */
-        for (int64_t start = begin / KEYS * KEYS; start < end; start += KEYS) {
-            const int64_t seen = max64(begin - start, 0), count = min64(KEYS, end - start);
-            lay_keys(keys + start * key_stride, key_stride, seen, count, dim, key);
-            lay_values(values + start * value_stride, value_stride, seen, count, dim, value);
-            for (int64_t m = 0; m < n; m += QUERIES) {
-                const int64_t here = min64(QUERIES, n - m);
-                visible_to(queries, row + m, &first, &last);
-                if (first >= start + count) continue;
-                visible_to(queries, row + m + here - 1, &first, &last);
-                if (last <= start) continue;
-                attend_block(queries, row + m, here, start, count, key, value, out + m * wide, wide, top + m, sum + m);
-            }
+    int64_t begin, end, first, last;
+    visible_to(queries, row, &begin, &last);
+    visible_to(queries, row + n - 1, &first, &end);
+    memset(out, 0, (n + QUERIES - 1) / QUERIES * QUERIES * wide * sizeof(float));
+    for (int64_t m = 0; m < n; m++) top[m] = -INFINITY, sum[m] = 0;
+    /* Blocks begin at multiples, so that what a query gets does not depend on the other queries here. */
+    for (int64_t start = begin / KEYS * KEYS; start < end; start += KEYS) {
+        const int64_t seen = max64(begin - start, 0), count = min64(KEYS, end - start);
+        lay_keys(keys + start * key_stride, key_stride, seen, count, dim, key);
+        lay_values(values + start * value_stride, value_stride, seen, count, dim, value);
+        for (int64_t m = 0; m < n; m += QUERIES) {
+            const int64_t here = min64(QUERIES, n - m);
+            visible_to(queries, row + m, &first, &last);
+            if (first >= start + count) continue;
+            visible_to(queries, row + m + here - 1, &first, &last);
+            if (last <= start) continue;
+            attend_block(queries, row + m, here, start, count, key, value, out + m * wide, wide, top + m, sum + m);
         }
-        put_out(queries, row, n, out, wide, sum);
     }
+    put_out(queries, row, n, out, wide, sum);
 }
 
 #undef TYPE

@@ -135,7 +135,7 @@ def serve(
         )
     except SettingsError as error:
         raise fail(str(error)) from error
-    gc.disable()  # until the engine process has been started
+    gc.disable()  # until the server has been imported
     from service.server import serve as run
 
     run(settings)

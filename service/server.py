@@ -26,7 +26,6 @@ from litserve import LitServer
 from litserve.utils import LitAPIStatus, LoopResponseType, WorkerSetupStatus
 
 from adapters.errors import AdapterError
-from adapters.memory import start_collecting
 from service.api import HTTP_PROCESS, PUMP, EngineAPI
 from service.auth import Auth
 from service.body_limit import BodyLimit, upload_bound
@@ -278,15 +277,15 @@ class TenoraServer(LitServer):  # type: ignore[misc]  # LitServe has no types
         signal.signal(signal.SIGINT, stop)
 
     def _init_manager(self, num_api_servers: int) -> Any:
-        gc.enable()  # the manager is forked here, and nothing would tell it later
+        # What has been imported stays: what is forked from here on shares it, as nobody searches it for garbage.
+        gc.freeze()
+        gc.enable()
         manager = super()._init_manager(num_api_servers)
-        gc.disable()  # until the engine process has been started
         self.lit_api.manager_pid = manager._process.pid
         return manager
 
     def verify_worker_status(self) -> None:
         """Wait for the engine process; LitServe's own would wait for ever for one that was killed in setup."""
-        start_collecting()
         while not all(status == WorkerSetupStatus.READY for status in self.workers_setup_status.values()):
             if not all(process.is_alive() for process in self.inference_workers):
                 codes = {process.exitcode for process in self.inference_workers}

@@ -60,7 +60,7 @@ def test_a_key_is_found_by_itself_alone(keys: Keys, directory: Directory) -> Non
     for wrong in (
         "", "tnr_", made.secret[:-1], made.secret + "x", made.secret.upper(), "é" * 20,
         made.secret[:-4] + "AAAA", made.secret.replace(made.key.id, other.key.id),
-        f"tnr_{made.key.id}_{other.secret.rpartition('_')[2]}",
+        f"tnr_{made.key.id}_{other.secret.split('_', 2)[2]}",
     ):  # fmt: skip
         assert caller(keys, wrong) is None, wrong
     assert keys.all("acme") == [made.key, other.key]
@@ -260,7 +260,7 @@ def test_everything_is_in_the_audit_log_and_no_secret(keys: Keys, directory: Dir
         ("create_key", "key-1"),
         ("create_tenant", "test"),
     ]
-    assert made.secret.rpartition("_")[2] not in repr(events)
+    assert made.secret.split("_", 2)[2] not in repr(events)
 
 
 # Grants

@@ -74,7 +74,7 @@ class EngineAPI(LitAPI):  # type: ignore[misc]  # LitServe has no types
 
     def setup(self, device: str) -> None:
         """Load the base. A reason not to is told in one sentence, and the process ends."""
-        gc.disable()
+        gc.disable()  # until the loop runs
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C reaches the whole group; the main process decides
         exit_with(self.loop._server_pid, self.manager_pid)
         configure_logging(self.settings.log_level, self.settings.log_format)

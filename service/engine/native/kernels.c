@@ -679,9 +679,9 @@ static void attend_block(const Queries *queries, int64_t row, int64_t rows, int6
         dots(share, KEYS, value + d * KEYS, (count + 1) / 2, 1, out + d, wide);
 }
 
-/* Rows row:row+n of a span's queries, at most as many as attend together: products of matrices where attend_bf16 has dot
- * products. What a query may not see is multiplied by zero, so what is not finite among it shows in queries before it,
- * of its own span. */
+/* Rows row:row+n of a span's queries, at most as many as attend together: products of matrices where attend_bf16 has
+ * dot products. What a query may not see is multiplied by zero, so what is not finite among it shows in queries before
+ * it, of its own span. */
 static void attend_rows_bf16(const Queries *queries, int64_t row, int64_t n, const bf16 *keys, int64_t key_stride,
                              const bf16 *values, int64_t value_stride) {
     const int64_t dim = queries->at->head_dim, wide = (dim + WIDE - 1) / WIDE * WIDE;

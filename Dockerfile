@@ -22,7 +22,7 @@ COPY models models
 RUN /opt/tenora/bin/pip install --no-cache-dir --disable-pip-version-check '.[train,postgres]'
 # The CPU kernels, so that the image needs no compiler. What runs is chosen by the CPU that it runs on.
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/* && \
-    cd / && /opt/tenora/bin/python -m service.engine.native.build
+    cd / && /opt/tenora/bin/python -m adapters.native.build
 
 FROM python:3.11-slim
 ARG DEVICE=cpu

@@ -53,3 +53,14 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
         made = Database(request.getfixturevalue("new_postgres")())
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def bf16_kernels() -> None:
+    """The compiled kernels for bfloat16, or a reason why not."""
+    import torch
+
+    from adapters.native import library
+
+    if not library.supports(torch.bfloat16):
+        pytest.skip("there are no kernels for bfloat16: they need a C compiler and a CPU with AVX512-BF16")

@@ -61,4 +61,5 @@ def wanted_levers(config: TrainConfig) -> Levers:
         narrow=config.narrow,
         # What is fused are frozen weights; where all are trained, autocast has to see each layer.
         fused=config.fused and config.update != "full",
+        compiled=config.compiled,
     )

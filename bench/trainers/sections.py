@@ -229,7 +229,11 @@ def _trl(bench: Bench, model: Any, rows: Sequence[Row]) -> dict[str, Step]:
 
 def _alone() -> dict[str, Levers]:
     """Each with what it needs, where it needs others."""
-    needs = {"share_prefix": ("packing",), "narrow": ("packing", "loss_rows")}
+    needs = {
+        "share_prefix": ("packing",),
+        "narrow": ("packing", "loss_rows"),
+        "compiled": ("packing", "loss_rows", "fused"),
+    }
     names = [field.name for field in fields(Levers)]
     sets = {}
     for name in names:

@@ -149,7 +149,7 @@ def choose_kernels(wanted: str, dtype: torch.dtype, device: torch.device, *, slo
 
         return CudaKernels(dtype, device, slots=slots, max_rank=max_rank)
     if wanted != "torch" and device.type == "cpu":
-        from service.engine.native import library
+        from adapters.native import library
 
         if library.supports(dtype) and max_rank <= library.MAX_RANK:
             from service.engine.native.kernels import NativeKernels

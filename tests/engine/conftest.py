@@ -12,10 +12,10 @@ from hypothesis import settings
 from adapters.adapter import Adapter, infer_manifest, load_adapter
 from adapters.base import BaseSource, resolve_base
 from adapters.manifest import write_manifest
+from adapters.native import library
 from adapters.templates import PromptTemplate
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
-from service.engine.native import library
 from tests.engine.oracle import Oracle
 from tests.support.tiny import CONFIGS, tiny_base, write_peft_adapter
 

@@ -13,11 +13,11 @@ from adapters.adapter import Adapter, infer_manifest, load_adapter
 from adapters.base import BaseSource, resolve_base
 from adapters.config import HEAD_ONLY
 from adapters.manifest import write_manifest
+from adapters.native import library
 from adapters.templates import PromptInput, PromptTemplate, scored_ids
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
 from service.engine.events import ClassifiedEvent
-from service.engine.native import library
 from service.engine.sequence import Sequence
 from tests.engine.driving import drain, generation
 from tests.engine.oracle import Oracle

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from adapters.errors import BaseModelError
+from adapters.native import library
 from adapters.weights import LoraPair
 from service.engine import loader
 from service.engine.config import resolve_int8
 from service.engine.lora import LoraBatch, LoraContext
-from service.engine.native import library
 from service.engine.native import linear as native_linear
 from service.engine.native.layers import FusedLayers
 from service.engine.native.linear import PackedLinear, PackedLoraLinear, pack_pairs

@@ -145,7 +145,7 @@ def test_data_must_be_given() -> None:
     assert "--data is missing" in done.stderr
 
 
-@pytest.mark.parametrize("lever", ["packing", "share_prefix", "loss_rows", "narrow", "fused"])
+@pytest.mark.parametrize("lever", ["packing", "share_prefix", "loss_rows", "narrow", "fused", "compiled"])
 def test_every_lever_has_a_flag(lever: str) -> None:
     """``--no-…`` switches off that one and no other."""
     given = {"data": "rows.jsonl", lever: False}

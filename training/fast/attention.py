@@ -1,9 +1,10 @@
 """Attention for packed rows, registered with transformers under the name ``tenora_packed``.
 
-It gets the queries, keys and values of all tokens of the flattened row, and gives each row its own again. On a CPU
-forward and backward are written out: for rows of up to a few hundred tokens the scores fit into the cache, and batched
-products take a third of the time of torch's fused attention, whose backward pass is slow there. Longer rows, and a
-GPU, get torch's, which keeps no scores.
+It gets the queries, keys and values of all tokens of the flattened row, and gives each row its own again. The compiled
+kernels do that in bfloat16, where they are there (:mod:`~training.fast.native.attention`). Else, on a CPU, forward and
+backward are written out: for rows of up to a few hundred tokens the scores fit into the cache, and batched products
+take a third of the time of torch's fused attention, whose backward pass is slow there. Longer rows, and a GPU, get
+torch's, which keeps no scores.
 """
 
 import itertools
@@ -20,6 +21,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from training.fast.dropout import kept
 from training.fast.layout import Group, Layout
+from training.fast.native.attention import attend, can_attend
 
 NAME = "tenora_packed"
 
@@ -28,7 +30,7 @@ LONGEST = 768
 # Arguments by which some architectures change the result in ways this function does not compute.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask", "cu_seq_lens_q")
 
-_layout: ContextVar[Layout] = ContextVar("layout")
+_layout: ContextVar[tuple[Layout, bool]] = ContextVar("layout")
 
 
 class UnsupportedAttentionError(ValueError):
@@ -36,9 +38,9 @@ class UnsupportedAttentionError(ValueError):
 
 
 @contextmanager
-def attending(layout: Layout) -> Iterator[None]:
-    """Have the models that run inside attend as ``layout`` says."""
-    token = _layout.set(layout)
+def attending(layout: Layout, *, compiled: bool = False) -> Iterator[None]:
+    """Have the models that run inside attend as ``layout`` says, by the compiled kernels where they can."""
+    token = _layout.set((layout, compiled))
     try:
         yield
     finally:
@@ -62,11 +64,13 @@ def attention(
         raise UnsupportedAttentionError(f"{type(module).__name__} attends with {', '.join(unknown)}")
     # Rotary embeddings come in the type of the hidden states; the product is as exact as its narrowest part.
     query, key = query.to(value.dtype), key.to(value.dtype)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    layout, compiled = _layout.get()
+    if compiled and can_attend(query, layout, dropout, sliding_window):
+        return attend(query[0], key[0], value[0], layout, scale, sliding_window)[None], None
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    layout = _layout.get()
     written_out = layout.device.type == "cpu" and max(layout.shared, *layout.lengths) <= LONGEST
     how = _How(layout, scale, dropout, sliding_window)
     gathers = any(group.span is None or group.front for group in layout.groups)

@@ -30,7 +30,8 @@ def agreeing(
     none; of sets of the same size first that without ``narrow``, then without ``fused``, ``share_prefix``,
     ``loss_rows``, ``packing``. If all agree that costs two passes over the rows. The model is left as it was.
 
-    What the rows do not show cannot be found: a window of attention that is longer than all of them, for one.
+    What the rows do not show cannot be found: a window of attention that is longer than all of them, for one. Nor are
+    the compiled kernels tried, which are for bfloat16.
 
     Args:
         rows: Token ids; a few of different lengths, best with a common beginning.
@@ -74,6 +75,8 @@ def _smaller(levers: Levers) -> Iterator[Levers]:
 
 
 def _that_work(levers: Levers) -> Levers:
+    if not (levers.packing or levers.fused):
+        levers = levers.without("compiled")
     if not levers.packing:
         return levers.without("share_prefix", "narrow")
     return levers if levers.loss_rows else levers.without("narrow")

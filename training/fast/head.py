@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from training.fast.frozen import FrozenWeight
+from training.fast.native import loss as native
 
 CHUNK = 128
 """Positions whose logits are in memory at a time: few enough for the C library to reuse that memory."""
@@ -22,16 +23,21 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: PLR0917 (torch's protocol)
-        ctx: Any, hidden: Tensor, output: FrozenWeight, dtype: torch.dtype, targets: Tensor, weights: Tensor
+        ctx: Any,
+        hidden: Tensor,
+        output: FrozenWeight,
+        dtype: torch.dtype,
+        targets: Tensor,
+        weights: Tensor,
+        compiled: bool,
     ) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.promote_types(dtype, torch.float32))
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
             logits = output.product(hidden[part], dtype)
-            pieces = (torch.split(whole, _PIECE) for whole in (logits, targets[part], weights[part]))
-            for piece in zip(*pieces, strict=True):
-                total += _losses(*piece, turn=gradient is not None)
+            losses = native.losses if compiled and native.can_compute(logits) else _losses
+            total += losses(logits, targets[part], weights[part], turn=gradient is not None)
             if gradient is not None:
                 gradient[part] = output.back(logits, dtype).to(hidden.dtype)
         ctx.save_for_backward(gradient)
@@ -40,11 +46,16 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dtotal: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * dtotal, None, None, None, None
+        return gradient * dtotal, None, None, None, None, None
 
 
 def _losses(logits: Tensor, targets: Tensor, weights: Tensor, *, turn: bool) -> Tensor:
-    """Σ weight · −log p(target) of a few positions; with ``turn`` their logits become its gradient."""
+    """Σ weight · −log p(target); with ``turn`` the logits become its gradient."""
+    pieces = (torch.split(whole, _PIECE) for whole in (logits, targets, weights))
+    return torch.stack([_losses_of(*piece, turn=turn) for piece in zip(*pieces, strict=True)]).sum()
+
+
+def _losses_of(logits: Tensor, targets: Tensor, weights: Tensor, *, turn: bool) -> Tensor:
     wide = torch.promote_types(logits.dtype, torch.float32)
     weights, target = weights.to(wide), targets[:, None]
     own = logits.gather(1, target)[:, 0].to(wide)
@@ -58,7 +69,15 @@ def _losses(logits: Tensor, targets: Tensor, weights: Tensor, *, turn: bool) -> 
     return losses.sum()
 
 
-def cross_entropy(hidden: Tensor, output: FrozenWeight, dtype: torch.dtype, targets: Tensor, weights: Tensor) -> Tensor:
+def cross_entropy(
+    hidden: Tensor,
+    output: FrozenWeight,
+    dtype: torch.dtype,
+    targets: Tensor,
+    weights: Tensor,
+    *,
+    compiled: bool = False,
+) -> Tensor:
     """Σ weightᵢ · −log p(targetᵢ), a float32 scalar.
 
     Args:
@@ -67,6 +86,7 @@ def cross_entropy(hidden: Tensor, output: FrozenWeight, dtype: torch.dtype, targ
         dtype: Of its products.
         targets: ``[n]`` token ids.
         weights: ``[n]`` float32.
+        compiled: In bfloat16 by the compiled kernels, where those are there.
     """
-    total: Tensor = _CrossEntropy.apply(hidden, output, dtype, targets, weights)  # type: ignore[no-untyped-call]
+    total: Tensor = _CrossEntropy.apply(hidden, output, dtype, targets, weights, compiled)  # type: ignore[no-untyped-call]
     return total

@@ -151,6 +151,23 @@ class Layout:
             rows.append(row)
         return (*groups, self._group(rows)) if rows else tuple(groups)
 
+    @cached_property
+    def spans(self) -> tuple[Tensor, Tensor]:
+        """All rows as the compiled kernels read them, the trunk as the first.
+
+        Shapes:
+            (``[rows, 4]``, ``[n]``): the first of a row's own tokens, how many, where its path begins, how many are on
+            it; and the paths, the tokens of trunk and branch, of all rows
+        """
+        spans = [(0, self.shared, 0, 0)] if self.shared else []
+        paths: list[int] = []
+        for row, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True)):
+            if length:
+                path = (*range(self.shared), *self.branch(row))
+                spans.append((start, length, len(paths), len(path)))
+                paths += path
+        return torch.tensor(spans).view(-1, 4), torch.tensor(paths, dtype=torch.long)
+
     def branch(self, row: int) -> tuple[int, ...]:
         """The tokens between the trunk and a row's own."""
         return self.branches[row] if self.branches else ()

@@ -8,48 +8,71 @@ The products run in one type; A and B stay float32 and so do their gradients. Wh
 backward pass is x and the narrow x Aᵀ.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from training.fast.dropout import kept
 from training.fast.frozen import FrozenWeight
+from training.fast.native.lora import add_lora, can_add
+
+
+class _How(NamedTuple):
+    """What a layer's products are beside its input and LoRA's matrices."""
+
+    frozen: FrozenWeight
+    dtype: torch.dtype
+    scaling: float
+    dropout: float
+    compiled: bool
 
 
 class _LoraLinear(torch.autograd.Function):
     """Torch's protocol for the equations above."""
 
     @staticmethod
-    def forward(  # noqa: PLR0917 (torch's protocol)
-        ctx: Any, x: Tensor, frozen: FrozenWeight, dtype: torch.dtype, a: Tensor, b: Tensor, scaling: float, drop: float
-    ) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1]).to(dtype)
-        left = kept(flat.shape, drop, flat) if drop else None
-        narrow = (flat if left is None else flat * left) @ a.to(dtype).T
-        y = frozen.product(flat, dtype)
-        y.addmm_(narrow, b.to(dtype).T, alpha=scaling)
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, how: _How) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1]).to(how.dtype)
+        left = kept(flat.shape, how.dropout, flat) if how.dropout else None
+        y = how.frozen.product(flat, how.dtype)
+        narrow = _add_lora(flat if left is None else flat * left, a, b, how, y)
         ctx.save_for_backward(flat, a, b, narrow, left)
-        ctx.frozen, ctx.scaling, ctx.shape, ctx.dtypes = frozen, scaling, x.shape, (x.dtype, dtype)
-        return y.view(*x.shape[:-1], frozen.width)
+        ctx.how, ctx.shape, ctx.outer = how, x.shape, x.dtype
+        return y.view(*x.shape[:-1], how.frozen.width)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         flat, a, b, narrow, left = ctx.saved_tensors
-        outer, dtype = ctx.dtypes
-        dy = dy.reshape(-1, ctx.frozen.width).to(dtype)
-        dnarrow = (dy @ b.to(dtype)).mul_(ctx.scaling)
+        how = ctx.how
+        dy = dy.reshape(-1, how.frozen.width).to(how.dtype)
+        dx = how.frozen.back(dy, how.dtype) if ctx.needs_input_grad[0] else None
+        dnarrow = _back_lora(dy, a, b, how, dx, left)
         da = (dnarrow.T @ (flat if left is None else flat * left)).to(a.dtype)
-        db = (narrow.T @ dy).T.mul(ctx.scaling).to(b.dtype)  # this way round the narrow side is cheap
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = ctx.frozen.back(dy, dtype)
-            if left is None:
-                dx.addmm_(dnarrow, a.to(dtype))
-            else:
-                dx.add_((dnarrow @ a.to(dtype)).mul_(left))
-            dx = dx.view(ctx.shape).to(outer)
-        return dx, None, None, da, db, None, None
+        db = (narrow.T @ dy).T.mul(how.scaling).to(b.dtype)  # this way round the narrow side is cheap
+        return None if dx is None else dx.view(ctx.shape).to(ctx.outer), da, db, None
+
+
+def _add_lora(x: Tensor, a: Tensor, b: Tensor, how: _How, y: Tensor) -> Tensor:
+    """``y += s (x Aᵀ) Bᵀ``; returns ``x Aᵀ``."""
+    if how.compiled and can_add(x, y):
+        return add_lora(x, a, b, how.scaling, y)
+    narrow = x @ a.to(how.dtype).T
+    y.addmm_(narrow, b.to(how.dtype).T, alpha=how.scaling)
+    return narrow
+
+
+def _back_lora(dy: Tensor, a: Tensor, b: Tensor, how: _How, dx: Tensor | None, left: Tensor | None) -> Tensor:  # noqa: PLR0917
+    """``dx += s (dy B) A``, if there is one; returns ``s (dy B)``."""
+    if how.compiled and dx is not None and left is None and can_add(dy, dx):
+        return add_lora(dy, b.T, a.T, how.scaling, dx, scale_first=True)
+    dnarrow = (dy @ b.to(how.dtype)).mul_(how.scaling)
+    if dx is not None:
+        if left is None:
+            dx.addmm_(dnarrow, a.to(how.dtype))
+        else:
+            dx.add_((dnarrow @ a.to(how.dtype)).mul_(left))
+    return dnarrow
 
 
 class _FrozenLinear(torch.autograd.Function):
@@ -81,10 +104,14 @@ class FastLora:
         layer: PEFT's layer; its base is a Linear or a Conv1D.
         arithmetic: In which type the products run.
         pack_float32: See `FrozenWeight`.
+        compiled: In bfloat16 the narrow products run by the compiled kernels, where those are there.
     """
 
-    def __init__(self, layer: Any, arithmetic: Arithmetic, *, pack_float32: bool = False) -> None:
+    def __init__(
+        self, layer: Any, arithmetic: Arithmetic, *, pack_float32: bool = False, compiled: bool = False
+    ) -> None:
         (name,) = layer.active_adapters
+        self._compiled = compiled
         self._layer, self._name, self._arithmetic = layer, name, arithmetic
         self._frozen = FrozenWeight(layer.get_base_layer(), pack_float32=pack_float32)
 
@@ -97,8 +124,8 @@ class FastLora:
         dropout = layer.lora_dropout[name]
         drop = dropout.p if layer.training and isinstance(dropout, nn.Dropout) else 0.0
         a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-        scaling = layer.scaling[name]
-        y: Tensor = _LoraLinear.apply(x, self._frozen, dtype, a, b, scaling, drop)  # type: ignore[no-untyped-call]
+        how = _How(self._frozen, dtype, layer.scaling[name], drop, self._compiled)
+        y: Tensor = _LoraLinear.apply(x, a, b, how)  # type: ignore[no-untyped-call]
         return y
 
 

@@ -14,6 +14,7 @@ from adapters.activations import fused_activation
 from adapters.architecture import ENCODERS
 from adapters.heads import BackboneStub
 from adapters.narrow import narrow_last, reading
+from adapters.native.gelu import native_activation
 from training.fast.attention import NAME, attending
 from training.fast.dropout import FastDropout
 from training.fast.frozen import FrozenWeight
@@ -34,6 +35,8 @@ class Levers:
         loss_rows: Logits only where something is learned, and no token after the last of those.
         narrow: The last layer's second half only for the tokens that are read. Needs ``packing`` and ``loss_rows``.
         fused: A linear layer and its LoRA matrices are one step of the backward pass; weights are rounded once.
+        compiled: By compiled kernels, in bfloat16 on a CPU that has them: attention (with ``packing``), GELU and LoRA's
+            narrow products (with ``fused``), the loss over the vocabulary (with both and ``loss_rows``).
     """
 
     packing: bool = True
@@ -41,6 +44,7 @@ class Levers:
     loss_rows: bool = True
     narrow: bool = True
     fused: bool = True
+    compiled: bool = True
 
     @classmethod
     def none(cls) -> "Levers":
@@ -147,7 +151,8 @@ class FastModel:
         wanted = self._wanted(rows, targets)
         output = self._outputs(wanted)
         if self.levers.loss_rows and self._output is not None:
-            return cross_entropy(output, self._output, self._output_dtype, wanted.tokens, wanted.weights)
+            arguments = (output, self._output, self._output_dtype, wanted.tokens, wanted.weights)
+            return cross_entropy(*arguments, compiled=self.levers.compiled)
         each = nn.functional.cross_entropy(self._logits(output).float(), wanted.tokens, reduction="none")
         return (each * wanted.weights).sum()
 
@@ -260,7 +265,7 @@ class FastModel:
         before = config._attn_implementation
         config._attn_implementation = NAME
         try:
-            with attending(layout):
+            with attending(layout, compiled=self.levers.compiled):
                 yield
         finally:
             config._attn_implementation = before
@@ -294,14 +299,21 @@ class FastModel:
         for module in self._backbone.modules():
             if hasattr(module, "lora_A") and _is_frozen_linear(module.get_base_layer()):
                 inside |= set(module.modules())
-                self._patch(module, FastLora(module, self._arithmetic, pack_float32=self.packs))
+                self._patch(
+                    module,
+                    FastLora(module, self._arithmetic, pack_float32=self.packs, compiled=self.levers.compiled),
+                )
         for module in self._backbone.modules():
             if module not in inside and copies and _is_frozen_linear(module):
                 self._patch(module, FastFrozen(module, self._arithmetic, pack_float32=self.packs))
             elif type(module) is nn.Dropout and module not in inside:
                 self._patch(module, FastDropout(module))
-            elif (activation := fused_activation(module)) is not None:
+            elif (activation := self._activation(module)) is not None:
                 self._patch(module, activation.forward)
+
+    def _activation(self, module: nn.Module) -> nn.Module | None:
+        native = native_activation(module) if self.levers.compiled else None
+        return fused_activation(module) if native is None else native
 
     def _patch(self, module: nn.Module, forward: Any) -> None:
         module.forward = forward

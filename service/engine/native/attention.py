@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adapters.native import library
 from service.engine.attention import AttentionBatch, Layer, Span, TorchAttention, attend_span
-from service.engine.native import library
 
 LARGEST = 1 << 17
 """Queries times keys of a float32 span beyond which torch's blocked products beat the kernel's dot products.

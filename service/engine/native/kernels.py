@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from adapters.activations import fused_activation
+from adapters.native import library
+from adapters.native.gelu import native_activation
 from adapters.weights import LoraPair
 from service.engine.attention import AttentionBatch
 from service.engine.kernels import Shape, TorchKernels
 from service.engine.kv_cache import KVCache
 from service.engine.loader import LoadedBase
 from service.engine.lora import LoraContext, MultiLoraLinear
-from service.engine.native import library
 from service.engine.native.attention import NativeAttention
 from service.engine.native.layers import fuse_layers
 from service.engine.native.linear import (
@@ -100,5 +101,5 @@ class NativeKernels(TorchKernels):
             for name, module in list(parent.named_children()):
                 if replaceable(module, self._dtype):
                     setattr(parent, name, NativeRMSNorm(module.weight, module.variance_epsilon, self._threads))
-                elif (activation := fused_activation(module)) is not None:
+                elif (activation := native_activation(module) or fused_activation(module)) is not None:
                     setattr(parent, name, activation)

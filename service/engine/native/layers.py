@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapters.native import library
 from service.engine.attention import AttentionBatch, attending, current_batch
 from service.engine.kv_cache import KVCache
 from service.engine.lora import LoraContext
-from service.engine.native import library
 from service.engine.native.attention import NativeAttention
 from service.engine.native.linear import PackedLoraLinear
 from service.engine.native.norm import NativeRMSNorm

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adapters.native import library
 from adapters.weights import LoraPair
 from service.engine.lora import LoraContext, MultiLoraLinear
-from service.engine.native import library
 from service.engine.native.memory import Arena, streamed
 from service.engine.native.panels import pack, pack_all, unpack
 from service.engine.quantize import Int8Weight, round_weight

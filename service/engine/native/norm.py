@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from service.engine.native import library
+from adapters.native import library
 
 
 class NativeRMSNorm(nn.Module):

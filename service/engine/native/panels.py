@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from service.engine.native import library
+from adapters.native import library
 from service.engine.native.memory import Arena
 
 PANEL = 16

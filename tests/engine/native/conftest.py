@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from service.engine.native import library
+from adapters.native import library
 
 
 @pytest.fixture(scope="package")

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from adapters.native import library
 from service.engine.lora import LoraBatch, LoraContext
-from service.engine.native import library
 from service.engine.native.linear import PackedLinear, PackedLoraLinear
 from service.engine.native.panels import pack
 from tests.engine.native.bases import fused, logprobs, open_engine, save_base
-from tests.engine.native.fences import fenced
 from tests.engine.native.test_attention import Case, cache, cases, layer, spans
+from tests.support.fences import fenced
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="fences are pages of Linux")
 SIZES = st.one_of(st.integers(1, 40), st.sampled_from([48, 64, 70]))

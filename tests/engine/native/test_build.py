@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from adapters.native import build, library
+from adapters.native.build import BuildError
 from service.engine.kernels import choose_kernels
-from service.engine.native import build, library
-from service.engine.native.build import BuildError
 from tests.engine.conftest import Zoo
 from tests.engine.driving import drain, generation
 
@@ -197,7 +197,7 @@ def test_nobody_sees_half_a_library(home: Path, compiler: Path, tiny: Path) -> N
 def test_what_a_killed_build_left_behind_is_in_nobodys_way(home: Path, compiler: Path, tiny: Path) -> None:
     write_compiler(compiler, "echo half > $out; kill -9 $PPID; sleep 5")
     script = (
-        "from service.engine.native import build\n"
+        "from adapters.native import build\n"
         f"build.library_name = lambda: {NAME!r}\n"
         "build.find_or_build()\n"
     )  # fmt: skip
@@ -216,7 +216,7 @@ def test_two_processes_that_compile_at_once_both_get_it(home: Path, compiler: Pa
         f"[ $(ls {home}/*.started | wc -l) -ge 2 ] && break; sleep 0.1; done; cp {tiny} $out",
     )
     script = (
-        "from service.engine.native import build\n"
+        "from adapters.native import build\n"
         f"build.library_name = lambda: {NAME!r}\n"
         f"assert build.find_or_build().read_bytes() == open({str(tiny)!r}, 'rb').read()\n"
     )
@@ -228,7 +228,7 @@ def test_two_processes_that_compile_at_once_both_get_it(home: Path, compiler: Pa
 
 
 def test_compiling_ahead_of_time_into_a_folder(tmp_path: Path, compiled: None) -> None:
-    command = [sys.executable, "-m", "service.engine.native.build", str(tmp_path / "new" / "folder")]
+    command = [sys.executable, "-m", "adapters.native.build", str(tmp_path / "new" / "folder")]
     root = Path(__file__).parents[3]
     printed = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True, timeout=110).stdout.strip()
     assert printed == str(tmp_path / "new" / "folder" / build.library_name())

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from adapters.native import library
 from adapters.weights import LoraPair
 from service.engine.kernels import choose_kernels
 from service.engine.lora import LoraBatch, LoraContext
-from service.engine.native import library
 from service.engine.native.linear import NativeTable, PackedLinear, PackedLoraLinear, PackedPair, pack_pairs
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -266,7 +266,7 @@ def test_a_packed_adapter_lives_as_long_as_a_cache_or_a_slot_holds_it(dtype: tor
 
 
 def test_a_table_keeps_nothing_alive_that_was_replaced() -> None:
-    from service.engine.native import library
+    from adapters.native import library
 
     table = NativeTable(1, library.Module())
     seen = []

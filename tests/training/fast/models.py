@@ -17,8 +17,12 @@ from training.fast.model import FastModel, Levers, Target
 PAD, VOCABULARY = 1, 320
 DECODERS = ("gpt2", "llama", "qwen3", "mistral", "opt", "gpt_neox", "phi")
 ENCODERS = ("distilbert", "bert", "roberta")
-LEVERS = ("packing", "share_prefix", "loss_rows", "narrow", "fused")
-_NEEDS = {"share_prefix": ("packing",), "narrow": ("packing", "loss_rows")}
+LEVERS = ("packing", "share_prefix", "loss_rows", "narrow", "fused", "compiled")
+_NEEDS = {
+    "share_prefix": ("packing",),
+    "narrow": ("packing", "loss_rows"),
+    "compiled": ("packing", "loss_rows", "fused"),
+}
 STILL = dict.fromkeys(
     ("embd_pdrop", "attn_pdrop", "resid_pdrop", "dropout", "attention_dropout", "seq_classif_dropout",
      "hidden_dropout_prob", "attention_probs_dropout_prob", "hidden_dropout"), 0.0

@@ -1,7 +1,7 @@
 """The compiled CPU kernels as Python sees them.
 
-Loaded once per process. Every function gets plain addresses; the classes around them (:mod:`~service.engine.native`)
-keep the tensors alive that the addresses point into.
+Loaded once per process. Every function gets plain addresses; what calls it keeps the tensors alive that they point
+into.
 """
 
 import ctypes
@@ -11,7 +11,7 @@ from functools import cache
 
 import torch  # its OpenMP runtime has to be loaded before the kernels'
 
-from service.engine.native.build import BuildError, find_or_build
+from adapters.native.build import BuildError, find_or_build
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +19,8 @@ MAX_RANK = 1024
 """Largest rank that kernels.c has room for."""
 MAX_HEAD = 256
 """Largest head dimension that it has room for."""
+WIDE = 32
+"""Values of a head that attention in bfloat16 multiplies at once."""
 MAX_INT8 = 1 << 16
 """Most inputs of a layer in int8 whose sums still fit 32 bits."""
 ROUNDED_EXTRA = 136
@@ -77,12 +79,51 @@ class Batch(ctypes.Structure):
     )  # fmt: skip
 
 
+class Packed(ctypes.Structure):
+    """``Packed`` of packed.h."""
+
+    _fields_ = (
+        ("spans", Pointer), ("paths", Pointer), ("count", Int), ("tokens", Int), ("threads", Int), ("logsum", Pointer),
+    )  # fmt: skip
+
+
+class Gradients(ctypes.Structure):
+    """``Gradients`` of packed.h."""
+
+    _fields_ = tuple((name, Pointer) for name in ("dout", "dq", "dk", "dv", "sums"))
+
+
+class Matrix(ctypes.Structure):
+    """``Matrix`` of lora.h."""
+
+    _fields_ = (("values", Pointer), ("rows", Int), ("columns", Int), ("row", Int), ("column", Int))
+
+    @classmethod
+    def of(cls, matrix: torch.Tensor) -> "Matrix":
+        """A float32 tensor of two dimensions, transposed or not."""
+        return cls(matrix.data_ptr(), *matrix.shape, *matrix.stride())
+
+
+class Lora(ctypes.Structure):
+    """``Lora`` of lora.h."""
+
+    _fields_ = (
+        ("down", Matrix), ("up", Matrix), ("total", Int), ("scale", Float),
+        ("x", Pointer), ("narrow", Pointer), ("y", Pointer), ("a", Pointer), ("b", Pointer),
+    )  # fmt: skip
+
+
 _SIGNATURES = {
     "tenora_linear": (Pointer, Pointer, Pointer, Pointer),
     "tenora_layers": (Pointer, Int, Pointer, Pointer, Pointer),
     "tenora_rms_norm": (Pointer, Pointer, Pointer, Int, Int, Float, Int),
     "tenora_attention": (Pointer, Pointer, Int, Int),
     "tenora_argmax": (Pointer, Int, Int, Pointer, Int),
+    "tenora_packed_attention": (Pointer, Pointer),
+    "tenora_packed_attention_back": (Pointer, Pointer, Pointer),
+    "tenora_gelu": (Pointer, Pointer, Pointer, Int, Int, Int),
+    "tenora_lora": (Pointer, Int, Int),
+    "tenora_cross_entropy": (Pointer, Pointer, Pointer, Pointer, Int, Int, Int),
 }
 _SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
@@ -99,7 +140,7 @@ def load_library() -> ctypes.CDLL | None:
     for name, arguments in _SIGNATURES.items():
         for suffix in _SUFFIXES.values():
             kernel = getattr(library, f"{name}_{suffix}", None)
-            if kernel is not None:  # bfloat16 is for x86-64, the argmax for bfloat16
+            if kernel is not None:  # bfloat16 is for x86-64, some for bfloat16 only
                 kernel.argtypes, kernel.restype = arguments, None
     return library
 

@@ -1,6 +1,6 @@
 """Compiles the CPU kernels, once per source and machine type, into a cache folder.
 
-    python -m service.engine.native.build [FOLDER]     compile ahead of time, for instance into an image
+    python -m adapters.native.build [FOLDER]     compile ahead of time, for instance into an image
 
 Compiling needs a C compiler and a second or two. Where there is none the engine computes with torch alone.
 """
@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("kernels.c")
-HEADERS = (SOURCE.with_name("body.h"), SOURCE.with_name("int8.h"))
+HEADERS = tuple(sorted(SOURCE.parent.glob("*.h")))
 # Without -lgomp at the link: the OpenMP symbols are torch's, and a second runtime would fight it for the cores.
 FLAGS = ("-O3", "-fno-math-errno", "-fopenmp", "-fPIC", "-std=gnu11")
 COMPILERS = ("gcc", "cc", "clang")

@@ -1,4 +1,5 @@
-/* The engine's CPU kernels: linear layers with their adapters, attention over the KV cache, whole decoder layers.
+/* CPU kernels: linear layers with their adapters, attention over the KV cache and whole decoder layers for the engine;
+ * attention of packed rows, GELU, LoRA and cross-entropy with their gradients for training.
  *
  * Plain C with OpenMP pragmas and no header of torch. The shared object is linked without an OpenMP runtime of its
  * own: the symbols resolve to the one that torch has loaded, so that both use the same threads.
@@ -15,7 +16,7 @@
  * float32 needs nothing.
  *
  * This file has the inner loops of each type; int8.h, included for each, has those of int8 weights, and body.h has
- * everything around them.
+ * everything around them. The other headers are for bfloat16 alone.
  */
 #include <math.h>
 #include <stdint.h>
@@ -538,176 +539,11 @@ static void attend_bf16(const bf16 *q, const bf16 *keys, int64_t key_stride, con
 #undef WITH
 }
 
-/* y[m] = (y[m] or 0) + x[m] panel^T for QUERIES rows, in float32. panel: [pairs][WIDE][2]. */
-static inline __attribute__((always_inline)) void dots(const bf16 *x, int64_t ldx, const bf16 *panel, int64_t pairs,
-                                                       int more, float *y, int64_t ldy) {
-    __m512 left[QUERIES], right[QUERIES];
-    _Pragma("GCC unroll 8") for (int m = 0; m < QUERIES; m++) {
-        left[m] = more ? _mm512_loadu_ps(y + m * ldy) : _mm512_setzero_ps();
-        right[m] = more ? _mm512_loadu_ps(y + m * ldy + 16) : _mm512_setzero_ps();
-    }
-    for (int64_t i = 0; i < pairs; i++) {
-        const __m512bh a = (__m512bh)_mm512_loadu_si512(panel + i * 2 * WIDE);
-        const __m512bh b = (__m512bh)_mm512_loadu_si512(panel + i * 2 * WIDE + 32);
-        _Pragma("GCC unroll 8") for (int m = 0; m < QUERIES; m++) {
-            const __m512bh v = pair(x + m * ldx + 2 * i);
-            left[m] = _mm512_dpbf16_ps(left[m], a, v);
-            right[m] = _mm512_dpbf16_ps(right[m], b, v);
-        }
-    }
-    _Pragma("GCC unroll 8") for (int m = 0; m < QUERIES; m++) {
-        _mm512_storeu_ps(y + m * ldy, left[m]);
-        _mm512_storeu_ps(y + m * ldy + 16, right[m]);
-    }
-}
-
-/* Keys first:last of a block as panels [KEYS / WIDE][ceil(dim / 2)][WIDE][2]; zero up to whole panels. */
-static void lay_keys(const bf16 *keys, int64_t stride, int64_t first, int64_t last, int64_t dim, bf16 *panels) {
-    const int64_t pairs = (dim + 1) / 2;
-    for (int64_t j = 0; j < (last + WIDE - 1) / WIDE * WIDE; j++) {
-        unit *to = (unit *)(panels + j / WIDE * pairs * 2 * WIDE) + j % WIDE;
-        const bf16 *key = keys + j * stride;
-        const int there = first <= j && j < last;
-        for (int64_t i = 0; i < dim / 2; i++) to[i * WIDE] = there ? ((const unit *)key)[i] : 0;
-        if (dim % 2) to[dim / 2 * WIDE] = there ? key[dim - 1] : 0;
-    }
-}
-
-/* Values first:last of a block as panels [ceil(dim / WIDE)][KEYS / 2][WIDE][2]; zero up to whole pairs. */
-static void lay_values(const bf16 *values, int64_t stride, int64_t first, int64_t last, int64_t dim, bf16 *panels) {
-    static const int16_t order[64] = {
-        0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
-        11, 43, 12, 44, 13, 45, 14, 46, 15, 47, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53,
-        22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63,
-    };
-    const __m512i low = _mm512_loadu_si512(order), high = _mm512_loadu_si512(order + 32);
-    for (int64_t d = 0; d < dim; d += WIDE, panels += KEYS * WIDE) {
-        const __mmask32 mask = dim - d >= 32 ? 0xffffffffu : (1u << (dim - d)) - 1;
-        for (int64_t j = 0; j < last; j += 2) {
-            const bf16 *value = values + j * stride + d;
-            const __m512i a = _mm512_maskz_loadu_epi16(first <= j ? mask : 0, value);
-            const __m512i b = _mm512_maskz_loadu_epi16(first <= j + 1 && j + 1 < last ? mask : 0, value + stride);
-            _mm512_storeu_si512(panels + j * WIDE, _mm512_permutex2var_epi16(a, low, b));
-            _mm512_storeu_si512(panels + j * WIDE + 32, _mm512_permutex2var_epi16(a, high, b));
-        }
-    }
-}
-
-/* A row's scores of a block of keys become its shares, in bf16; of its unfinished output, *top and *sum are the
- * largest score and what the shares add up to. Keys [first, last) of the block are visible. */
-static inline void share_out(float *score, int64_t first, int64_t last, float scale, float *top, float *sum,
-                             bf16 *share, float *out, int64_t wide) {
-    __m512 most = _mm512_set1_ps(*top), total = _mm512_setzero_ps();
-    __mmask16 seen[KEYS / 16];
-    for (int64_t j = 0; j < KEYS / 16; j++) {
-        const int64_t from = max64(0, min64(16, first - 16 * j)), to = max64(0, min64(16, last - 16 * j));
-        seen[j] = (__mmask16)((1u << to) - (1u << from));
-        const __m512 v = _mm512_mul_ps(_mm512_loadu_ps(score + 16 * j), _mm512_set1_ps(scale));
-        _mm512_storeu_ps(score + 16 * j, v);
-        most = _mm512_mask_max_ps(most, seen[j], most, v);
-    }
-    const float block = _mm512_reduce_max_ps(most);
-    for (int64_t j = 0; j < KEYS / 16; j++) {
-        const __m512 v = _mm512_sub_ps(_mm512_loadu_ps(score + 16 * j), _mm512_set1_ps(block));
-        const __m512 e = _mm512_maskz_mov_ps(seen[j], exp_512(v));
-        total = _mm512_add_ps(total, e);
-        _mm256_storeu_si256((__m256i *)(share + 16 * j), (__m256i)_mm512_cvtneps_pbh(e));
-    }
-    if (block > *top) {
-        const float shrink = expf(*top - block);
-        *sum *= shrink;
-        for (int64_t d = 0; d < wide; d += 16)
-            _mm512_storeu_ps(out + d, _mm512_mul_ps(_mm512_loadu_ps(out + d), _mm512_set1_ps(shrink)));
-        *top = block;
-    }
-    *sum += _mm512_reduce_add_ps(total);
-}
-
-/* The queries of a span under the heads that share a key: row r is query r / each of head first_head + r % each. */
-typedef struct {
-    const Attention *at;
-    const Span *span;
-    int64_t first_head, each;
-} Queries;
-
-static void visible_to(const Queries *queries, int64_t row, int64_t *first, int64_t *last) {
-    visible(queries->at, queries->span, row / queries->each, first, last);
-}
-
-/* Rows of queries end to end, each padded to whole pairs. */
-static void lay_queries(const Queries *queries, int64_t row, int64_t count, bf16 *to) {
-    const Attention *at = queries->at;
-    const int64_t dim = at->head_dim, ld = (dim + 1) / 2 * 2;
-    for (int64_t r = row; r < row + count; r++, to += ld) {
-        const int64_t token = queries->span->start + r / queries->each, head = queries->first_head + r % queries->each;
-        to[ld - 1] = 0;
-        memcpy(to, (const bf16 *)at->q + token * at->q_token + head * at->q_head, dim * sizeof(bf16));
-    }
-}
-
-/* Outputs divided by what their shares add up to. */
-static void put_out(const Queries *queries, int64_t row, int64_t count, const float *out, int64_t wide,
-                    const float *sum) {
-    const Attention *at = queries->at;
-    const int64_t dim = at->head_dim;
-    for (int64_t m = 0; m < count; m++) {
-        const int64_t r = row + m, token = queries->span->start + r / queries->each;
-        bf16 *to = (bf16 *)at->out + (token * at->heads + queries->first_head + r % queries->each) * dim;
-        const __m512 scale = _mm512_set1_ps(1.0f / sum[m]);
-        for (int64_t d = 0; d < dim; d += 16)
-            store(to + d, lanes(dim - d), _mm512_mul_ps(_mm512_loadu_ps(out + m * wide + d), scale));
-    }
-}
-
-/* A few rows attend to the block of keys that begins at start; key and value are its panels. */
-static void attend_block(const Queries *queries, int64_t row, int64_t rows, int64_t start, int64_t count,
-                         const bf16 *key, const bf16 *value, float *out, int64_t wide, float *top, float *sum) {
-    const int64_t dim = queries->at->head_dim, pairs = (dim + 1) / 2;
-    bf16 query[QUERIES * MAX_HEAD], share[QUERIES * KEYS] = {0};
-    float score[QUERIES * KEYS];
-    lay_queries(queries, row, rows, query);
-    for (int64_t j = 0; j < count; j += WIDE) dots(query, 2 * pairs, key + j * 2 * pairs, pairs, 0, score + j, KEYS);
-    for (int64_t r = 0; r < rows; r++) {
-        int64_t first, last;
-        visible_to(queries, row + r, &first, &last);
-        first = max64(first - start, 0), last = min64(last - start, count);
-        if (first < last)
-            share_out(score + r * KEYS, first, last, queries->at->scale, top + r, sum + r, share + r * KEYS,
-                      out + r * wide, wide);
-    }
-    for (int64_t d = 0; d < dim; d += WIDE)
-        dots(share, KEYS, value + d * KEYS, (count + 1) / 2, 1, out + d, wide);
-}
-
-/* Rows row:row+n of a span's queries, at most as many as attend together: products of matrices where attend_bf16 has
- * dot products. What a query may not see is multiplied by zero, so what is not finite among it shows in queries before
- * it, of its own span. */
-static void attend_rows_bf16(const Queries *queries, int64_t row, int64_t n, const bf16 *keys, int64_t key_stride,
-                             const bf16 *values, int64_t value_stride) {
-    const int64_t dim = queries->at->head_dim, wide = (dim + WIDE - 1) / WIDE * WIDE;
-    bf16 key[KEYS * MAX_HEAD], value[KEYS * MAX_HEAD];
-    float out[STATE], top[STATE / WIDE], sum[STATE / WIDE];
-    int64_t begin, end, first, last;
-    visible_to(queries, row, &begin, &last);
-    visible_to(queries, row + n - 1, &first, &end);
-    memset(out, 0, (n + QUERIES - 1) / QUERIES * QUERIES * wide * sizeof(float));
-    for (int64_t m = 0; m < n; m++) top[m] = -INFINITY, sum[m] = 0;
-    /* Blocks begin at multiples, so that what a query gets does not depend on the other queries here. */
-    for (int64_t start = begin / KEYS * KEYS; start < end; start += KEYS) {
-        const int64_t seen = max64(begin - start, 0), count = min64(KEYS, end - start);
-        lay_keys(keys + start * key_stride, key_stride, seen, count, dim, key);
-        lay_values(values + start * value_stride, value_stride, seen, count, dim, value);
-        for (int64_t m = 0; m < n; m += QUERIES) {
-            const int64_t here = min64(QUERIES, n - m);
-            visible_to(queries, row + m, &first, &last);
-            if (first >= start + count) continue;
-            visible_to(queries, row + m + here - 1, &first, &last);
-            if (last <= start) continue;
-            attend_block(queries, row + m, here, start, count, key, value, out + m * wide, wide, top + m, sum + m);
-        }
-    }
-    put_out(queries, row, n, out, wide, sum);
-}
+#include "attention.h"
+#include "packed.h"
+#include "gelu.h"
+#include "lora.h"
+#include "loss.h"
 
 #undef TYPE
 #undef F

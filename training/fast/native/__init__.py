@@ -1,0 +1,1 @@
+"""What a step in bfloat16 computes by the compiled kernels (:mod:`adapters.native`), each with its gradients."""

@@ -98,7 +98,7 @@ class TrainConfig(BaseModel, ABC):
         SPEED, True, "Measure the loss between epochs in bfloat16 where that is faster; epochs as they are trained."
     )
     fused: bool = _flag(SPEED, True, "Compute a linear layer and its LoRA matrices as one step.")
-    compiled: bool = _flag(SPEED, True, "Take the compiled kernels for products in bfloat16 on a CPU.")
+    compiled: bool = _flag(SPEED, True, "Take the compiled kernels in bfloat16 on a CPU.")
 
     publish: str | None = _flag(OUTPUT, None, "Publish the best checkpoint as TENANT/NAME.")
     store: Path = _flag(OUTPUT, Path("store"), "The adapter store.")

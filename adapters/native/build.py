@@ -2,7 +2,7 @@
 
     python -m adapters.native.build [FOLDER]     compile ahead of time, for instance into an image
 
-Compiling needs a C compiler and a second or two. Where there is none the engine computes with torch alone.
+Compiling needs a C compiler and a second or two. Where there is none, torch computes the same.
 """
 
 import ctypes

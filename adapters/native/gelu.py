@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from adapters.activations import fused_activation
 from adapters.native import library
@@ -24,13 +25,18 @@ class NativeGelu(nn.GELU):
 
 def native_activation(module: nn.Module) -> nn.Module | None:
     """What computes the same by the compiled kernels; None for what is no GELU, and where there are no kernels."""
-    if not library.supports(torch.bfloat16):
+    approximate = _approximation(module)
+    if approximate is None or not library.supports(torch.bfloat16):
         return None
-    if isinstance(module, nn.GELU):
-        return NativeGelu(module.approximate)
+    return NativeGelu(approximate)
+
+
+def _approximation(module: nn.Module) -> str | None:
+    if type(module) is nn.GELU:
+        return module.approximate
     if type(module).__name__ == "GELUActivation":
-        return NativeGelu()
-    return NativeGelu("tanh") if fused_activation(module) is not None else None
+        return "none"
+    return None if fused_activation(module) is None else "tanh"
 
 
 class _Gelu(torch.autograd.Function):
@@ -42,6 +48,7 @@ class _Gelu(torch.autograd.Function):
         return _call(x, None, tanh)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return _call(x, dy.to(x.dtype).contiguous(), ctx.tanh), None

@@ -1,5 +1,7 @@
 /* LoRA's two products with many rows under one adapter, in bfloat16. Included by kernels.c. */
 
+#define FEW 8 /* rows at a time: of more, those of a wide layer would push each other out of the first cache */
+
 /* A matrix in float32, by its strides. */
 typedef struct {
     const float *values;
@@ -42,14 +44,17 @@ void tenora_lora_bf16(const Lora *lora, int64_t first, int64_t threads) {
         for (int64_t p = 0; p < (n + PANEL - 1) / PANEL; p++)
             lay_panel(&lora->up, p, first ? 1.0f : lora->scale, lora->b);
 #pragma omp for schedule(static)
-        for (int64_t start = 0; start < lora->total; start += TILE) {
-            const int64_t count = min64(TILE, lora->total - start);
+        for (int64_t start = 0; start < lora->total; start += FEW) {
+            const int64_t count = min64(FEW, lora->total - start);
             const bf16 *x = lora->x + start * k;
             bf16 *narrow = lora->narrow + start * even, *y = lora->y + start * n;
             for (int64_t m = 0; m < count; m++) narrow[m * even + even - 1] = 0;
             for (int64_t r = 0; r < rank; r += PANEL)
                 tile_bf16(count, x, k, lora->a + r * k, k / 2, min64(PANEL, rank - r), NULL, 0, narrow + r, even);
-            for (int64_t o = 0; o < n; o += PANEL)
+            int64_t o = 0;
+            for (; count == FEW && o + 2 * PANEL <= n; o += 2 * PANEL)
+                tile2_8(narrow, even, lora->b + o * even, even / 2, y + o, n, y + o, n);
+            for (; o < n; o += PANEL)
                 tile_bf16(count, narrow, even, lora->b + o * even, even / 2, min64(PANEL, n - o), y + o, n, y + o, n);
         }
     }

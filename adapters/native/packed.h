@@ -2,7 +2,7 @@
  * attention.h.
  *
  * The rows form a tree: a row's own tokens are those of its span, and the span's context are tokens of rows before it,
- * which paths names from span.row on.
+ * which paths names from span.row on. As in attention.h, what a query may not see is multiplied by zero.
  */
 
 typedef struct {
@@ -47,7 +47,7 @@ typedef struct {
     int64_t first, count; /* queries of the span */
     bf16 q[KEYS * MAX_HEAD], dout[KEYS * MAX_HEAD]; /* rows, padded to whole pairs */
     bf16 q_panels[KEYS * MAX_HEAD], dout_panels[KEYS * MAX_HEAD];
-    float logsum[KEYS], both[KEYS]; /* both: the output times its gradient, summed */
+    float logsum[KEYS], delta[KEYS]; /* delta: the output times its gradient, summed */
     float dq[KEYS * MAX_HEAD];
 } Block;
 
@@ -62,12 +62,12 @@ static void lay_block(Block *block, const Packed *packed, const Gradients *gradi
         block->q[r * ld + ld - 1] = block->dout[r * ld + ld - 1] = 0;
         memcpy(block->q + r * ld, seen_at(&q, r), dim * sizeof(bf16));
         memcpy(block->dout + r * ld, seen_at(&d, r), dim * sizeof(bf16));
-        __m512 both = _mm512_setzero_ps();
+        __m512 sum = _mm512_setzero_ps();
         for (int64_t i = r * stride; i < r * stride + dim; i += 16) {
             const __mmask16 mask = lanes(r * stride + dim - i);
-            both = _mm512_fmadd_ps(load(out + i, mask), load(dout + i, mask), both);
+            sum = _mm512_fmadd_ps(load(out + i, mask), load(dout + i, mask), sum);
         }
-        block->both[r] = _mm512_reduce_add_ps(both);
+        block->delta[r] = _mm512_reduce_add_ps(sum);
         block->logsum[r] = packed->logsum[(token + r) * at->heads + head];
     }
     lay_values(&q, 0, 0, block->count, dim, block->q_panels);
@@ -80,7 +80,7 @@ INLINE void gradients_of(const Block *block, int64_t r, __mmask16 visible, const
                          __m512 *share, __m512 *dscore) {
     const __m512 scale = _mm512_set1_ps(block->at->scale);
     const __m512 shifted = _mm512_fmsub_ps(_mm512_loadu_ps(score), scale, _mm512_set1_ps(block->logsum[r]));
-    const __m512 rest = _mm512_sub_ps(_mm512_loadu_ps(dshare), _mm512_set1_ps(block->both[r]));
+    const __m512 rest = _mm512_sub_ps(_mm512_loadu_ps(dshare), _mm512_set1_ps(block->delta[r]));
     *share = _mm512_maskz_mov_ps(visible, exp_512(shifted));
     *dscore = _mm512_maskz_mul_ps(visible, _mm512_mul_ps(*share, rest), scale);
 }

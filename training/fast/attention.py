@@ -66,8 +66,9 @@ def attention(
     query, key = query.to(value.dtype), key.to(value.dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layout, compiled = _layout.get()
-    if compiled and can_attend(query, layout, dropout, sliding_window):
-        return attend(query[0], key[0], value[0], layout, scale, sliding_window)[None], None
+    parts = (query[0], key[0], value[0])
+    if compiled and can_attend(*parts, layout, dropout, sliding_window):
+        return attend(*parts, layout, scale, sliding_window)[None], None
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)

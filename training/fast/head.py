@@ -36,8 +36,8 @@ class _CrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
             logits = output.product(hidden[part], dtype)
-            losses = native.losses if compiled and native.can_compute(logits) else _losses
-            total += losses(logits, targets[part], weights[part], turn=gradient is not None)
+            total_loss = native.total_loss if compiled and native.can_compute(logits) else _total_loss
+            total += total_loss(logits, targets[part], weights[part], turn=gradient is not None)
             if gradient is not None:
                 gradient[part] = output.back(logits, dtype).to(hidden.dtype)
         ctx.save_for_backward(gradient)
@@ -49,7 +49,7 @@ class _CrossEntropy(torch.autograd.Function):
         return gradient * dtotal, None, None, None, None, None
 
 
-def _losses(logits: Tensor, targets: Tensor, weights: Tensor, *, turn: bool) -> Tensor:
+def _total_loss(logits: Tensor, targets: Tensor, weights: Tensor, *, turn: bool) -> Tensor:
     """Σ weight · −log p(target); with ``turn`` the logits become its gradient."""
     pieces = (torch.split(whole, _PIECE) for whole in (logits, targets, weights))
     return torch.stack([_losses_of(*piece, turn=turn) for piece in zip(*pieces, strict=True)]).sum()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from training.fast.dropout import kept
 from training.fast.frozen import FrozenWeight
@@ -42,6 +43,7 @@ class _LoraLinear(torch.autograd.Function):
         return y.view(*x.shape[:-1], how.frozen.width)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         flat, a, b, narrow, left = ctx.saved_tensors
         how = ctx.how
@@ -55,7 +57,7 @@ class _LoraLinear(torch.autograd.Function):
 
 def _add_lora(x: Tensor, a: Tensor, b: Tensor, how: _How, y: Tensor) -> Tensor:
     """``y += s (x Aᵀ) Bᵀ``; returns ``x Aᵀ``."""
-    if how.compiled and can_add(x, y):
+    if how.compiled and can_add(x, a, b, y):
         return add_lora(x, a, b, how.scaling, y)
     narrow = x @ a.to(how.dtype).T
     y.addmm_(narrow, b.to(how.dtype).T, alpha=how.scaling)
@@ -64,7 +66,7 @@ def _add_lora(x: Tensor, a: Tensor, b: Tensor, how: _How, y: Tensor) -> Tensor:
 
 def _back_lora(dy: Tensor, a: Tensor, b: Tensor, how: _How, dx: Tensor | None, left: Tensor | None) -> Tensor:  # noqa: PLR0917
     """``dx += s (dy B) A``, if there is one; returns ``s (dy B)``."""
-    if how.compiled and dx is not None and left is None and can_add(dy, dx):
+    if how.compiled and dx is not None and left is None and can_add(dy, b.T, a.T, dx):
         return add_lora(dy, b.T, a.T, how.scaling, dx, scale_first=True)
     dnarrow = (dy @ b.to(how.dtype)).mul_(how.scaling)
     if dx is not None:

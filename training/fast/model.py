@@ -36,7 +36,7 @@ class Levers:
         narrow: The last layer's second half only for the tokens that are read. Needs ``packing`` and ``loss_rows``.
         fused: A linear layer and its LoRA matrices are one step of the backward pass; weights are rounded once.
         compiled: By compiled kernels, in bfloat16 on a CPU that has them: attention (with ``packing``), GELU and LoRA's
-            narrow products (with ``fused``), the loss over the vocabulary (with both and ``loss_rows``).
+            narrow products (with ``fused``), the loss over the vocabulary (with ``fused`` and ``loss_rows``).
     """
 
     packing: bool = True
@@ -312,7 +312,8 @@ class FastModel:
                 self._patch(module, activation.forward)
 
     def _activation(self, module: nn.Module) -> nn.Module | None:
-        native = native_activation(module) if self.levers.compiled else None
+        rounds = self.device.type == "cpu" and torch.bfloat16 in {self.dtype, self._coarse}
+        native = native_activation(module) if rounds and self.levers.compiled else None
         return fused_activation(module) if native is None else native
 
     def _patch(self, module: nn.Module, forward: Any) -> None:

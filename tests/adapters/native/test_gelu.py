@@ -27,8 +27,7 @@ def test_every_number(way: str) -> None:
 
 @pytest.mark.parametrize("way", ["none", "tanh"])
 def test_every_gradient(way: str) -> None:
-    """Where float64 has one: beyond 1e100 the cube of x is infinite there."""
-    x = EVERY[EVERY.abs() < 1e15].clone().requires_grad_()
+    x = EVERY[EVERY.isfinite()].clone().requires_grad_()
     exact = x.detach().double().requires_grad_()
     upstream = torch.linspace(-2, 2, len(x)).bfloat16()
     (own,) = torch.autograd.grad(NativeGelu(way)(x), x, upstream)

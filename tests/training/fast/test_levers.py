@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from adapters.native import library
 from tests.training.fast.models import (
     DECODERS,
     ENCODERS,
@@ -170,3 +171,27 @@ def test_compiled_kernels_in_bfloat16(kind: str) -> None:
     assert own_loss < 1.5 * torch_loss + 5e-3
     assert (own - expected).norm() < 1.3 * (torchs - expected).norm()
     assert not torch.equal(own, torchs)
+
+
+@pytest.mark.usefixtures("bf16_kernels")
+def test_who_calls_the_compiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 every kernel there is, forward and backward; in float32 not even the library is looked for."""
+    called: list[str] = []
+    function = library.function
+
+    def noted(name: str, dtype: torch.dtype | None = None) -> Any:
+        called.append(name)
+        return function(name, dtype)
+
+    monkeypatch.setattr(library, "function", noted)
+    computed(adapted("gpt2"), Levers(), MIXED, torch.bfloat16)
+    layers = config_of("gpt2").num_hidden_layers
+    assert called.count("tenora_packed_attention") == called.count("tenora_packed_attention_back") == layers
+    assert called.count("tenora_gelu") == 2 * layers
+    assert called.count("tenora_lora") == 2 * 4 * layers - 1  # nobody asks for the gradient of the first one's input
+    assert "tenora_cross_entropy" in called
+    called.clear()
+    computed(adapted("gpt2"), Levers().without("compiled"), MIXED, torch.bfloat16)
+    monkeypatch.setattr(library, "load_library", lambda: called.append("load"))
+    computed(adapted("gpt2"), Levers())
+    assert not called

@@ -10,17 +10,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from adapters.native import library
 from training.fast.layout import Layout
 
 
-def can_attend(query: Tensor, layout: Layout, dropout: float, window: int | None) -> bool:
-    """Whether the kernels compute this attention here."""
+def can_attend(  # noqa: PLR0917
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float, window: int | None
+) -> bool:
+    """Whether the kernels compute this attention: see :func:`attend` for the shapes that they read."""
+    heads, *rest = query.shape
     return (
-        query.dtype == torch.bfloat16
+        query.dtype == key.dtype == value.dtype == torch.bfloat16
         and query.device.type == "cpu"
-        and query.shape[-1] <= library.MAX_HEAD
+        and key.shape == value.shape == (len(key), *rest)
+        and heads % len(key) == 0
+        and rest == [layout.shared + sum(layout.lengths), min(rest[1], library.MAX_HEAD)]
         and not dropout
         and (window is None or layout.causal)
         and library.supports(torch.bfloat16)
@@ -58,7 +64,7 @@ class _Attention(torch.autograd.Function):
         query, key, value = (part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value))
         heads, tokens, width = query.shape
         out = query.new_empty(tokens, heads, width)
-        logsum = torch.empty(tokens, heads) if any(ctx.needs_input_grad) else None
+        logsum = torch.empty(tokens, heads, dtype=torch.float32, device="cpu") if any(ctx.needs_input_grad) else None
         call = _attention(query, key, value, out, layout.causal, scale, window)
         packed = _packed(layout, tokens, logsum)
         kernel = library.function("tenora_packed_attention", torch.bfloat16)
@@ -68,12 +74,14 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, logsum = ctx.saved_tensors
         heads, tokens, width = query.shape
         dout = dout.contiguous()
         dquery, dkey, dvalue = (part.new_empty(tokens, len(part), width) for part in (query, key, value))
-        sums = torch.empty(heads, tokens, 2, -(-width // library.WIDE) * library.WIDE)
+        wide = -(-width // library.WIDE) * library.WIDE
+        sums = torch.empty(heads, tokens, 2, wide, dtype=torch.float32, device="cpu")
         call = _attention(query, key, value, out, ctx.layout.causal, ctx.scale, ctx.window)
         packed = _packed(ctx.layout, tokens, logsum)
         gradients = library.Gradients(*(part.data_ptr() for part in (dout, dquery, dkey, dvalue, sums)))

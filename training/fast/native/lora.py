@@ -8,12 +8,14 @@ from torch import Tensor
 from adapters.native import library
 
 
-def can_add(x: Tensor, y: Tensor) -> bool:
-    """Whether the kernels are for a product of this input that is added to this output, or the other way round."""
+def can_add(x: Tensor, down: Tensor, up: Tensor, y: Tensor) -> bool:
+    """Whether the kernels compute :func:`add_lora` of these."""
     return (
         x.dtype == y.dtype == torch.bfloat16
+        and down.dtype == up.dtype == torch.float32
         and x.device.type == "cpu"
-        and x.shape[1] % 2 == y.shape[1] % 2 == 0
+        and x.shape[1] % 2 == 0
+        and y.is_contiguous()
         and library.supports(torch.bfloat16)
     )
 

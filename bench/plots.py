@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 Document = Mapping[str, Any]
-OURS, THEIRS, THIRD, GRAY = "#0b6e99", "#c08a3e", "#8a4f7d", "#666666"
+OURS, THEIRS, THIRD, FOURTH, GRAY = "#0b6e99", "#c08a3e", "#8a4f7d", "#5b8c3a", "#666666"
 _STYLE = {
     "figure.dpi": 130,
     "font.size": 10,
@@ -142,9 +142,10 @@ def _bystander(document: Document) -> bool:
     names = {
         "quiet": "alone",
         "requests": "beside short requests, adapters loaded before",
+        "work": "the same, and a process of the lowest priority that only works",
         "loads": "beside adapters that are loaded, asked and unloaded without pause",
     }
-    colors = {"quiet": OURS, "requests": THIRD, "loads": THEIRS}
+    colors = {"quiet": OURS, "requests": THIRD, "work": FOURTH, "loads": THEIRS}
     shares = list(figures["itl_ms"]["quiet"])
     for kind, name in names.items():
         values = [figures["itl_ms"][kind][share] for share in shares]

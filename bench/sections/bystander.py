@@ -1,9 +1,12 @@
 """What a stream notices of others who load and unload adapters without pause."""
 
+import contextlib
 import statistics
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.context import Bench
@@ -16,7 +19,21 @@ OTHERS = 8
 SMALL_PROMPT, SMALL_ANSWER = 8, 2
 """The requests of the others are short, so that what is measured is their adapters and not their tokens."""
 SHARES = (0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
-KINDS = ("quiet", "loads", "requests")
+KINDS = ("quiet", "loads", "requests", "work")
+SLOWEST = 0.25
+"""Loads a second that are taken for granted: in a short window there may be none."""
+LOAD_CPU_S = 0.07
+"""What an adapter that is published, asked and unloaded takes of a core, by its parts."""
+_WORK = """
+import os, sys, time
+os.nice(19)
+work, period = map(float, sys.argv[1:])
+while True:
+    began, spent = time.monotonic(), time.process_time()
+    while time.process_time() - spent < work:
+        pass
+    time.sleep(max(0.0, period - (time.monotonic() - began)))
+"""
 
 
 class Others:
@@ -67,6 +84,16 @@ class Neighbours:
         self._ask(folder.name)
         self._connection.post(Request("/v1/unload_lora_adapter", {"lora_name": f"others/{folder.name}"}))
 
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """A process of the lowest priority meanwhile works as long as loading does, and does nothing for anybody."""
+        command = [sys.executable, "-c", _WORK, str(LOAD_CPU_S), str(self.pause)]
+        with subprocess.Popen(command) as process:
+            try:
+                yield
+            finally:
+                process.kill()
+
     def ask(self) -> None:
         """The same question to an adapter that stays, as often as the other way round allows."""
         time.sleep(self.pause)
@@ -84,7 +111,7 @@ class Neighbours:
 
 
 def run(bench: Bench) -> None:
-    """Stream in turns beside nobody, beside loads and unloads, and beside requests alone."""
+    """Stream in turns alone, beside loads and unloads, beside requests alone, and with bare work beside those."""
     tokens, windows = (120, 4) if bench.options.quick else (300, 10)
     neighbours, stream = Neighbours(bench), Stream(bench, tokens)
     gaps: dict[str, list[float]] = {kind: [] for kind in KINDS}
@@ -97,7 +124,9 @@ def run(bench: Bench) -> None:
                 gaps[kind] += stream.gaps()
             rates[kind].append(others.cycles / (time.perf_counter() - start))
             if kind == "loads":
-                neighbours.pause = 1 / max(1.0, rates[kind][-1])
+                neighbours.pause = 1 / max(SLOWEST, rates[kind][-1])
+        with neighbours.working(), Others(neighbours.ask):
+            gaps["work"] += stream.gaps()
         shown = ", ".join(f"{kind} p99 {percentile(values, 0.99):.1f} ms" for kind, values in gaps.items())
         bench.say(f"window {number + 1} of {windows}: {shown}")
     p99 = {kind: percentile(values, 0.99) for kind, values in gaps.items()}
@@ -112,6 +141,7 @@ def run(bench: Bench) -> None:
             "loads_per_second": round(statistics.mean(rates["loads"]), 2),
             "requests_per_second": round(statistics.mean(rates["requests"]), 2),
             "p99_loads_over_requests": round(p99["loads"] / p99["requests"], 3),
+            "p99_work_over_quiet": round(p99["work"] / p99["quiet"], 3),
         },
     )
     bench.report.ratio("bystander_p99", p99["loads"] / p99["quiet"])

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, Insert, Table, create_engine, event, make_url, text
@@ -42,6 +42,13 @@ MIGRATING, ADOPTING = 0x74656E6F7261, 0x74656E6F7262
 _KINDS = ("sqlite", "postgresql")
 
 
+class _Engines(NamedTuple):
+    """Two ways to the same connections; made once, as the first takes as long to make as a short query."""
+
+    reading: Engine
+    writing: Engine
+
+
 class Database:
     """The state of one store. Connections are made when they are needed, so it can be made before a fork.
 
@@ -51,7 +58,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self._url = _checked(url)
-        self._engine: Engine | None = None
+        self._engines: _Engines | None = None
         self._opening = threading.Lock()
 
     @classmethod
@@ -76,7 +83,7 @@ class Database:
             StateError: The database cannot be reached, or is of a newer program.
         """
         with self._opening:
-            if self._engine is not None:
+            if self._engines is not None:
                 return
             engine = self._connected()
             try:
@@ -85,32 +92,32 @@ class Database:
             except BaseException:
                 engine.dispose()
                 raise
-            self._engine = engine
+            self._engines = _Engines(engine.execution_options(isolation_level="AUTOCOMMIT"), engine)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A connection in which every statement sees what is committed."""
-        with _told(self), self._ready().execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        with _told(self), self._ready().reading.connect() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """A transaction: what is done in it happens at its end, whole, or not at all."""
-        with _told(self), self._ready().begin() as connection:
+        with _told(self), self._ready().writing.begin() as connection:
             yield connection
 
     def close(self) -> None:
         """Give back all connections; the next use opens others."""
         with self._opening:
-            if self._engine is not None:
-                self._engine.dispose()
-                self._engine = None
+            if self._engines is not None:
+                self._engines.writing.dispose()
+                self._engines = None
 
-    def _ready(self) -> Engine:
-        if self._engine is None:
+    def _ready(self) -> _Engines:
+        if self._engines is None:
             self.prepare()
-        assert self._engine is not None
-        return self._engine
+        assert self._engines is not None
+        return self._engines
 
     def _connected(self) -> Engine:
         if self._url.get_backend_name() == "postgresql":

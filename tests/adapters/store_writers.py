@@ -78,9 +78,9 @@ def crash_at(
     store.names()
     base.tokenizer()
     sys.addaudithook(watch)
-    assert store.database._engine is not None
+    assert store.database._engines is not None
     for moment in ("before_cursor_execute", "commit"):
-        sqlalchemy.event.listen(store.database._engine, moment, count)
+        sqlalchemy.event.listen(store.database._engines.writing, moment, count)
     if change == "publish":
         store.publish(folder, name, base, aliases=("latest", "canary"))
     elif change == "delete version":

@@ -147,8 +147,8 @@ def test_a_flush_ends_however_much_is_charged_meanwhile(database: Database, monk
 def broken_after_commit(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Commits happen, and break before anybody is told; the list has an entry for each of them."""
     database.prepare()
-    assert database._engine is not None
-    dialect, broken = database._engine.dialect, list[int]()
+    assert database._engines is not None
+    dialect, broken = database._engines.writing.dialect, list[int]()
     commit = dialect.do_commit
 
     def break_off(connection: Any) -> None:

@@ -19,19 +19,25 @@ OTHERS = 8
 SMALL_PROMPT, SMALL_ANSWER = 8, 2
 """The requests of the others are short, so that what is measured is their adapters and not their tokens."""
 SHARES = (0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
-KINDS = ("quiet", "loads", "requests", "work")
+KINDS = ("quiet", "loads", "requests", "work", "bytes")
 SLOWEST = 0.25
 """Loads a second that are taken for granted: in a short window there may be none."""
 LOAD_CPU_S = 0.07
-"""What an adapter that is published, asked and unloaded takes of a core, by its parts."""
-_WORK = """
-import os, sys, time
+"""What an adapter that is published, asked and unloaded takes of a core."""
+_PROGRAM = """
+import hashlib, os, pathlib, sys, tempfile, time
 os.nice(19)
-work, period = map(float, sys.argv[1:])
+kind, work, period, source = sys.argv[1], float(sys.argv[2]), float(sys.argv[3]), pathlib.Path(sys.argv[4])
+target = tempfile.NamedTemporaryFile()
 while True:
     began, spent = time.monotonic(), time.process_time()
     while time.process_time() - spent < work:
-        pass
+        if kind == "bytes":
+            data = source.read_bytes()
+            hashlib.sha256(data).digest()
+            target.seek(0)
+            target.write(data)
+            os.fsync(target.fileno())
     time.sleep(max(0.0, period - (time.monotonic() - began)))
 """
 
@@ -85,9 +91,14 @@ class Neighbours:
         self._connection.post(Request("/v1/unload_lora_adapter", {"lora_name": f"others/{folder.name}"}))
 
     @contextlib.contextmanager
-    def working(self) -> Iterator[None]:
-        """A process of the lowest priority meanwhile works as long as loading does, and does nothing for anybody."""
-        command = [sys.executable, "-c", _WORK, str(LOAD_CPU_S), str(self.pause)]
+    def working(self, kind: str) -> Iterator[None]:
+        """A process of the lowest priority meanwhile works as long as loading does, and shares nothing with the server.
+
+        Args:
+            kind: ``work``: it counts; ``bytes``: it reads, hashes and writes an adapter.
+        """
+        file = self._folders[0] / "adapter_model.safetensors"
+        command = [sys.executable, "-c", _PROGRAM, kind, str(LOAD_CPU_S), str(self.pause), str(file)]
         with subprocess.Popen(command) as process:
             try:
                 yield
@@ -111,7 +122,7 @@ class Neighbours:
 
 
 def run(bench: Bench) -> None:
-    """Stream in turns alone, beside loads and unloads, beside requests alone, and with bare work beside those."""
+    """Stream in turns alone, beside loads and unloads, beside requests alone, and with work of no use beside those."""
     tokens, windows = (120, 4) if bench.options.quick else (300, 10)
     neighbours, stream = Neighbours(bench), Stream(bench, tokens)
     gaps: dict[str, list[float]] = {kind: [] for kind in KINDS}
@@ -125,8 +136,9 @@ def run(bench: Bench) -> None:
             rates[kind].append(others.cycles / (time.perf_counter() - start))
             if kind == "loads":
                 neighbours.pause = 1 / max(SLOWEST, rates[kind][-1])
-        with neighbours.working(), Others(neighbours.ask):
-            gaps["work"] += stream.gaps()
+        for kind in ("work", "bytes"):
+            with neighbours.working(kind), Others(neighbours.ask):
+                gaps[kind] += stream.gaps()
         shown = ", ".join(f"{kind} p99 {percentile(values, 0.99):.1f} ms" for kind, values in gaps.items())
         bench.say(f"window {number + 1} of {windows}: {shown}")
     p99 = {kind: percentile(values, 0.99) for kind, values in gaps.items()}
@@ -141,7 +153,7 @@ def run(bench: Bench) -> None:
             "loads_per_second": round(statistics.mean(rates["loads"]), 2),
             "requests_per_second": round(statistics.mean(rates["requests"]), 2),
             "p99_loads_over_requests": round(p99["loads"] / p99["requests"], 3),
-            "p99_work_over_quiet": round(p99["work"] / p99["quiet"], 3),
+            **{f"p99_{kind}_over_quiet": round(p99[kind] / p99["quiet"], 3) for kind in ("work", "bytes")},
         },
     )
     bench.report.ratio("bystander_p99", p99["loads"] / p99["quiet"])

@@ -220,7 +220,7 @@ def full_document() -> dict[str, Any]:
     latencies = {"p50": 10.0, "p99": 15.0, "p100": 20.0}
     report.figures(
         "bystander",
-        {"itl_ms": dict.fromkeys(("quiet", "loads", "requests", "work"), latencies), "loads_per_second": 3.0},
+        {"itl_ms": dict.fromkeys(("quiet", "loads", "requests", "bytes"), latencies), "loads_per_second": 3.0},
     )
     points = [{"working_set": k, "tokens_per_s": 100 - k, "p50_ms": 20.0, "p99_ms": 40.0} for k in (7, 8, 16, 32)]
     report.figures("cliff", {"slots": 8, "host_cache_adapters": 16, "at_once": 4, "new_tokens": 16, "points": points})

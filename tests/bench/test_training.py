@@ -1,6 +1,7 @@
 """The training benchmark over tiny models: systems that compute the same, and what the results look like."""
 
 import json
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,8 @@ def test_sections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert document["reasons"].keys() == {
         key for key, value in document["ratios"].items() if value is None
     }  # instructions were not measured
-    assert len(document["steps"]["levers, fp32"]) == len(document["steps"]["levers, bf16"]) == 12
+    every = 2 + 2 * len(fields(Levers))  # none, each alone, each missing, all
+    assert len(document["steps"]["levers, fp32"]) == len(document["steps"]["levers, bf16"]) == every
     losses = document["figures"]["run"]
     after = [losses[f"held-out loss after 2 steps, {name}"] for name in ("Trainer, float32", "Tenora, float32")]
     assert after[1] == pytest.approx(after[0], rel=1e-3)

@@ -74,7 +74,8 @@ def _run(task: str, flags: dict[str, Any], recipe: Path | None) -> None:
         errors.print(f"tenora: {escape(str(error))}")
         raise typer.Exit(_REFUSED) from None
     except KeyboardInterrupt as stop:
-        errors.print(escape("; ".join(("tenora: stopped", "nothing was published", *map(str, stop.args)))))
+        said = stop.args or ("nothing was published",)
+        errors.print(escape("; ".join(("tenora: stopped", *map(str, said)))))
         raise typer.Exit(_INTERRUPTED) from None
 
 

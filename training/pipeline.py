@@ -75,17 +75,19 @@ def run_task(task: Task[Any, Any], console: Console) -> Results | None:
     start_collecting()
     if processes.first:
         begin(console, prepared, output)
+    results = None
     try:
         trained = _train(prepared, checkpoints, _progress(config, console, processes, output), processes)
-        if judge is not None and processes.first:
+        if not processes.first:
+            return None
+        if judge is not None:
             trained = _judged(trained, judge, console)
+        results = _publish(task, _write(prepared, trained, output), output)
+        write_run(output, results)
+        checkpoints.clear()
+        tell(console, config, results, output)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(_way_on(checkpoints, output)) from None
-    if not processes.first:
-        return None
-    results = _finish(prepared, trained, output)
-    checkpoints.clear()
-    tell(console, config, results, output)
+        raise KeyboardInterrupt(*_state_of(results, checkpoints, output)) from None
     return results
 
 
@@ -133,10 +135,10 @@ def _judged(trained: Trained, judge: Judge, console: Console) -> Trained:
     return Trained(before, after, trained.fitted, trained.seconds, comparison)
 
 
-def _finish(prepared: Prepared, trained: Trained, output: Path) -> Results:
-    """The adapter, or the new base, with its report and pictures; published if that was asked for."""
+def _write(prepared: Prepared, trained: Trained, output: Path) -> Results:
+    """The adapter, or the new base, with its report and pictures."""
     task = prepared.task
-    folder = output / ("base" if task.config.update == "full" else "adapter")
+    folder = _made(task, output)
     results = _results(prepared, trained, folder.name)
     with written_aside(folder) as aside:
         if task.config.update == "full":
@@ -145,12 +147,20 @@ def _finish(prepared: Prepared, trained: Trained, output: Path) -> Results:
             write_adapter(task, trained.fitted.folder, aside, trained.after.metrics)
             verify(task, prepared.model, aside)
         write_beside(aside, results, task.config.publish, draw_all(results, output))
-    if task.config.publish is not None:
-        version = publish(task.config.store, task.config.publish, folder, task)
-        published = Published(name=str(version.name), digest=version.digest, store=task.config.store.name)
-        results = results.model_copy(update={"published": published})
-    write_run(output, results)
     return results
+
+
+def _publish(task: Task[Any, Any], results: Results, output: Path) -> Results:
+    """What was made, published if that was asked for."""
+    if task.config.publish is None:
+        return results
+    version = publish(task.config.store, task.config.publish, _made(task, output), task)
+    published = Published(name=str(version.name), digest=version.digest, store=task.config.store.name)
+    return results.model_copy(update={"published": published})
+
+
+def _made(task: Task[Any, Any], output: Path) -> Path:
+    return output / ("base" if task.config.update == "full" else "adapter")
 
 
 def _results(prepared: Prepared, trained: Trained, folder: str) -> Results:
@@ -249,11 +259,13 @@ def _as_saved(prepared: Prepared, state: State | None) -> Prepared:
         return replace(prepared, precision=precision)
 
 
-def _way_on(checkpoints: Checkpoints, output: Path) -> str:
-    """What whoever stopped a run can do."""
+def _state_of(results: Results | None, checkpoints: Checkpoints, output: Path) -> tuple[str, str]:
+    """What there is of a run that was stopped, and what whoever stopped it can do."""
+    published = None if results is None else results.published
+    done = "nothing was published" if published is None else f"{published.name} was published before"
     if checkpoints.newest() is None:
-        return "no step was saved yet"
-    return f"the same command with --output {output} --resume goes on"
+        return done, "no step was saved yet" if results is None else f"what was trained is in {output}"
+    return done, f"the same command with --output {output} --resume goes on"
 
 
 def _progress(config: TrainConfig, console: Console, processes: Processes, output: Path) -> Progress:

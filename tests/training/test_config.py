@@ -155,3 +155,9 @@ def test_every_lever_has_a_flag(lever: str) -> None:
 def test_what_trains_all_weights_has_no_fused_layers() -> None:
     assert wanted_levers(make_config("text", {"data": "a.txt", "update": "full"})) == Levers().without("fused")
     assert wanted_levers(make_config("text", {"data": "a.txt"})) == Levers()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "fp16", "half"])
+def test_there_is_no_float16(dtype: str) -> None:
+    with pytest.raises(ConfigError, match="dtype"):
+        make_config("instruct", {"data": "rows.jsonl", "dtype": dtype})

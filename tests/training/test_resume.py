@@ -12,6 +12,7 @@ import pytest
 
 from tests.training.conftest import REVIEWS, write_jsonl
 from tests.training.running import SMALL, Command, config, flags_of, quiet, run, weights
+from training import pipeline
 from training.errors import ConfigError, TrainingError
 from training.reporting.results import Results, read_results
 from training.run import train
@@ -125,7 +126,7 @@ class _StopError(Exception):
     """Ends a run in this process."""
 
 
-def unfinished(tiny: Tiny, rows: Path, folder: Path) -> None:
+def unfinished(tiny: Tiny, rows: Path, folder: Path, task: str = "classify", **flags: Any) -> None:
     """A run that ended after its first epoch was saved."""
     from training.loop import Loop
 
@@ -138,7 +139,7 @@ def unfinished(tiny: Tiny, rows: Path, folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Loop, "_save_state", save_and_stop)
         with pytest.raises(_StopError):
-            run("classify", folder, data=rows, base=str(tiny("gpt2")))
+            run(task, folder, data=rows, base=str(tiny("gpt2")), **flags)
 
 
 def test_what_would_go_wrong_with_a_run_that_is_not_finished(tiny: Tiny, rows: Path, tmp_path: Path) -> None:
@@ -166,6 +167,45 @@ def test_what_would_go_wrong_with_a_run_that_is_not_finished(tiny: Tiny, rows: P
     run("classify", tmp_path, resume=True, **same)
     with pytest.raises(ConfigError, match=r"--resume: .* holds no run that was saved and did not finish"):
         train(config("classify", tmp_path, resume=True, **same), quiet())
+
+
+@pytest.mark.usefixtures("bf16_kernels")
+def test_instructions_in_bfloat16_go_on_too(tiny: Tiny, instructions: Path, tmp_path: Path) -> None:
+    flags: dict[str, Any] = {"dtype": "bfloat16", "dropout": 0.1, "epochs": 3}
+    run("instruct", tmp_path / "whole", data=instructions, base=str(tiny("gpt2")), **flags)
+    unfinished(tiny, instructions, tmp_path / "broken", "instruct", **flags)
+    assert states(tmp_path / "broken")
+    run("instruct", tmp_path / "broken", data=instructions, base=str(tiny("gpt2")), resume=True, **flags)
+    assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
+
+
+def test_stopped_after_it_published(tiny: Tiny, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said then is not that nothing was."""
+
+    def stop(*_args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "tell", stop)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run("classify", tmp_path, data=rows, base=str(tiny("gpt2")), publish="acme/mine")
+    assert stopped.value.args == ("acme/mine was published before", f"what was trained is in {tmp_path / 'run'}")
+
+
+def test_stopped_while_it_writes(tiny: Tiny, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step is saved by then, so it need not be trained again."""
+
+    def stop(*_args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "write_beside", stop)
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            run("classify", tmp_path, data=rows, base=str(tiny("gpt2")))
+    assert stopped.value.args[0] == "nothing was published"
+    assert "--resume goes on" in stopped.value.args[1]
+    assert not (tmp_path / "run/adapter").exists()
+    run("classify", tmp_path, data=rows, base=str(tiny("gpt2")), resume=True)
+    assert weights(tmp_path)
 
 
 def test_a_run_over_all_weights_goes_on_too(tiny: Tiny, tmp_path: Path, texts: Path) -> None:

@@ -79,7 +79,7 @@ def check(
             template=template,
             max_length=max_length,
         )
-    except (TrainingError, AdapterError) as error:
+    except (TrainingError, AdapterError, OSError) as error:
         errors = Console(stderr=True, highlight=False, soft_wrap=True)
         errors.print(f"tenora: {escape(str(error))}")
         raise typer.Exit(_REFUSED) from None

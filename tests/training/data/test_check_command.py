@@ -160,3 +160,10 @@ def test_it_is_a_process_of_its_own_that_starts_quickly(reviews: Path) -> None:
     command = [sys.executable, "-m", "training.data", "check", str(reviews), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["parts"]["data"]["rows"] == 20
+
+
+def test_a_path_that_the_system_refuses() -> None:
+    result = run("a" * 300)
+    assert result.exit_code == 2
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert "tenora: " in result.output

@@ -140,3 +140,16 @@ def test_steps_train() -> None:
             losses.append(float(loss.detach()))
     assert losses[-1] < 0.7 * losses[0]
     assert float(computed(model, Levers.none(), ROWS)[0]) < 0.7 * losses[0]
+
+
+def test_coarsely_is_bfloat16_inside_and_nowhere_else() -> None:
+    """What is looked at on the way: as a model in bfloat16 gives it; before and after to the last bit in float32."""
+    with torch.no_grad(), FastModel(adapted("gpt2"), Levers(), torch.bfloat16, PAD) as rounded:
+        expected = float(loss_of(rounded))
+    with torch.no_grad(), FastModel(adapted("gpt2"), Levers(), torch.float32, PAD, coarse=torch.bfloat16) as fast:
+        before = float(loss_of(fast))
+        with fast.coarsely():
+            assert float(loss_of(fast)) == expected != before
+        assert float(loss_of(fast)) == before
+    with torch.no_grad(), FastModel(adapted("gpt2"), Levers(), torch.float32, PAD) as fast, fast.coarsely():
+        assert float(loss_of(fast)) == before

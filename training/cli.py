@@ -65,10 +65,10 @@ def _run(task: str, flags: dict[str, Any], recipe: Path | None) -> None:
         from training.published import read_published, show_published
         from training.run import train
 
-        published = read_published(recipe) if recipe is not None else None
+        published = read_published(recipe) if recipe is not None else ()
         console = _console()
         results = train(config, console)
-        if published is not None and results is not None and not config.json_lines:
+        if results is not None and not config.json_lines:
             show_published(console, published, results)
     except TrainingError as error:
         errors.print(f"tenora: {escape(str(error))}")

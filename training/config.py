@@ -94,11 +94,15 @@ class TrainConfig(BaseModel, ABC):
     share_prefix: bool = _flag(SPEED, True, "Compute what rows of a batch begin with alike once.")
     loss_rows: bool = _flag(SPEED, True, "Compute logits only where something is learned.")
     narrow: bool = _flag(SPEED, True, "Compute the last layer's second half only for tokens that are read.")
+    fused: bool = _flag(SPEED, True, "Compute a linear layer and its LoRA matrices as one step.")
+    compiled: bool = _flag(SPEED, True, "Take the compiled kernels in bfloat16 on a CPU.")
+    prepack: bool = _flag(
+        SPEED, True, "Lay frozen weights out for both of their products once; takes the base's memory again."
+    )
+    onednn: bool = _flag(SPEED, True, "Take oneDNN for float32 products on a CPU where it is as exact and no slower.")
     coarse_curve: bool = _flag(
         SPEED, True, "Measure the loss between epochs in bfloat16 where that is faster; epochs as they are trained."
     )
-    fused: bool = _flag(SPEED, True, "Compute a linear layer and its LoRA matrices as one step.")
-    compiled: bool = _flag(SPEED, True, "Take the compiled kernels in bfloat16 on a CPU.")
 
     publish: str | None = _flag(OUTPUT, None, "Publish the best checkpoint as TENANT/NAME.")
     store: Path = _flag(OUTPUT, Path("store"), "The adapter store.")

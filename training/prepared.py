@@ -8,7 +8,8 @@ import torch
 from training.config import TrainConfig
 from training.fast.check import agreeing
 from training.fast.frozen import is_small
-from training.fast.model import FastModel, Levers
+from training.fast.levers import Levers
+from training.fast.model import FastModel
 from training.fast.precision import Precision, choose_precision
 from training.model import pick_device
 from training.tasks.task import Task
@@ -27,11 +28,8 @@ class Prepared:
 
     def fast(self) -> FastModel:
         """The model with the levers on it; leaving it gives the model back."""
-        coarse = self.precision.coarse if self.task.config.coarse_curve else None
-        precision = self.precision
-        return FastModel(
-            self.model, self.levers, precision.dtype, self.task.pad_id, coarse=coarse, packs=precision.packs
-        )
+        how = self.precision
+        return FastModel(self.model, self.levers, how.dtype, self.task.pad_id, coarse=how.coarse, packs=how.packs)
 
 
 def prepare(task: Task[Any, Any]) -> Prepared:
@@ -47,7 +45,7 @@ def prepare(task: Task[Any, Any]) -> Prepared:
     levers, note = agreeing(model, wanted_levers(config), *task.probe(), task.pad_id)
     if note is not None:
         task.notes.append(note)
-    precision = choose_precision(config.dtype, device)
+    precision = choose_precision(config.dtype, device, onednn=levers.onednn)
     frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
     return Prepared(task, model, update, levers, replace(precision, packs=precision.packs and is_small(frozen)))
 
@@ -62,4 +60,7 @@ def wanted_levers(config: TrainConfig) -> Levers:
         # What is fused are frozen weights; where all are trained, autocast has to see each layer.
         fused=config.fused and config.update != "full",
         compiled=config.compiled,
+        prepack=config.prepack,
+        onednn=config.onednn,
+        coarse_curve=config.coarse_curve,
     )

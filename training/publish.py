@@ -20,7 +20,8 @@ from adapters.names import AdapterName
 from adapters.store import Store, Version
 from adapters.weights import LoraPair
 from training.errors import PublishError
-from training.fast.model import FastModel, Levers
+from training.fast.levers import Levers
+from training.fast.model import FastModel
 from training.tasks.task import Metrics, Task
 
 _FILES = ("adapter_config.json", "adapter_model.safetensors")

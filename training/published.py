@@ -1,21 +1,22 @@
 """What others published of a recipe, beside what it gives here.
 
-A recipe may hold a table ``[published]``, which is no part of the configuration:
+A recipe may hold tables ``[[published]]``, which are no part of the configuration:
 
-    [published]
+    [[published]]
     source = "where the figures come from"
     by = "step"                                  # or "epoch"
     columns = ["train_loss", "validation_loss"]  # train_loss, or validation_ and the name of a metric
-    rows = [[0, 2.637, 2.626], [5, 1.174, 1.103]]
+    rows = [["before", 3.826, 3.762], [0, 2.637, 2.626], [5, 1.174, 1.103]]
     first_step = 1                               # what is called step 0 there was taken after so many steps here
     sentences = [["It was good.", "Positive"]]   # what the trained model said there
 """
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -25,17 +26,18 @@ from training.errors import ConfigError
 from training.reporting.results import Evaluation, Point, Results
 
 _TRAIN, _VALIDATION = "train_loss", "validation_"
+_Place = float | Literal["before"]
 
 
 class PublishedRun(BaseModel):
-    """The table as the recipe has it. ``rows`` begin with the step or the epoch, one figure for each column after."""
+    """A table as the recipe has it. ``rows`` begin with the step or the epoch, one figure for each column after."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     source: str
     by: Literal["step", "epoch"]
     columns: tuple[str, ...] = Field(min_length=1)
-    rows: tuple[tuple[float, ...], ...] = Field(min_length=1)
+    rows: tuple[tuple[_Place, ...], ...] = Field(min_length=1)
     first_step: int = Field(0, ge=0)
     sentences: tuple[tuple[str, str], ...] = ()
 
@@ -53,32 +55,36 @@ class PublishedRun(BaseModel):
             raise ValueError(
                 f"rows have {width} numbers, the {self.by} and one for each column; {list(bad[0])} has not"
             )
+        if bad := [row for row in self.rows if any(isinstance(figure, str) for figure in row[1:])]:
+            raise ValueError(f"what stands behind the {self.by} are figures; in {list(bad[0])} there is a word")
         return self
 
 
-def read_published(recipe: Path) -> PublishedRun | None:
-    """The published figures of a recipe that ``training.config.read_recipe`` has accepted; None if it has none.
+_TABLES = TypeAdapter(tuple[PublishedRun, ...])
+
+
+def read_published(recipe: Path) -> tuple[PublishedRun, ...]:
+    """The published figures of a recipe that ``training.config.read_recipe`` has accepted.
 
     Raises:
         ConfigError: the table is not as it should be; the key is named.
     """
     path = find_recipe(recipe)
-    values = tomllib.loads(path.read_text(encoding="utf-8")).get(PUBLISHED)
-    if values is None:
-        return None
+    tables = tomllib.loads(path.read_text(encoding="utf-8")).get(PUBLISHED, [])
     try:
-        return PublishedRun.model_validate(values)
+        return _TABLES.validate_python(tables if isinstance(tables, list) else [tables])
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, (PUBLISHED, *first["loc"])))
         raise ConfigError(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
-def show_published(console: Console, published: PublishedRun, results: Results) -> None:
+def show_published(console: Console, published: Sequence[PublishedRun], results: Results) -> None:
     """Print the published figures beside those of a run, and both answers to the sentences."""
-    console.print(_figures(published, results))
-    if published.sentences:
-        console.print(_sentences(published, results.after))
+    for table in published:
+        console.print(_figures(table, results))
+        if table.sentences:
+            console.print(_sentences(table, results.after))
 
 
 def _figures(published: PublishedRun, results: Results) -> Table:
@@ -91,13 +97,15 @@ def _figures(published: PublishedRun, results: Results) -> Table:
     for place, *figures in published.rows:
         point = _point(published, place, results)
         pairs = zip(published.columns, figures, strict=True)
-        cells = [cell for name, figure in pairs for cell in (f"{figure:.3f}", _shown(point, name))]
-        table.add_row(f"{place:g}", *cells)
+        cells = [cell for name, figure in pairs for cell in (f"{float(figure):.3f}", _shown(point, name))]
+        table.add_row(place if isinstance(place, str) else f"{place:g}", *cells)
     return table
 
 
-def _point(published: PublishedRun, place: float, results: Results) -> Point | None:
+def _point(published: PublishedRun, place: _Place, results: Results) -> Point | None:
     """What was measured here at the published place, if the run came so far."""
+    if isinstance(place, str):
+        return results.history[0]
     if published.by == "epoch":
         return next((point for point in results.epochs if round(point.epoch, 6) == place), None)
     return next((point for point in results.history if point.step == place + published.first_step), None)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from bench.trainers.work import Row, Text, trained
-from training.fast.model import FastModel, Levers
+from training.fast.levers import Levers
+from training.fast.model import FastModel
 from training.fast.precision import Precision
 
 CLIP, RATE = 1.0, 1e-4

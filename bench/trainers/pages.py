@@ -19,7 +19,7 @@ def render(document: Document) -> str:
 
 
 def draw(document: Document, folder: Path) -> list[Path]:
-    """Bars of the milliseconds of a step, for each section that has them."""
+    """Bars of the milliseconds that were taken, for each section that has them."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -37,7 +37,7 @@ def draw(document: Document, folder: Path) -> list[Path]:
         ours = [OURS if row["system"].startswith(("Tenora", "all")) else THEIRS for row in rows]
         axes.barh([row["system"] for row in rows], medians, xerr=spread, color=ours, ecolor="#666666")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_title(f"{section}: milliseconds of a step", loc="left", fontsize=10)
+        axes.set_title(f"{section}: milliseconds", loc="left", fontsize=10)
         drawn.append(folder / f"training_{section.replace(', ', '_')}.png")
         figure.savefig(drawn[-1], dpi=130)
         plt.close(figure)
@@ -73,7 +73,7 @@ def _steps(document: Document) -> Iterable[str]:
             (row["system"], f"{row['median']:,.0f}", f"{row['low']:,.0f}–{row['high']:,.0f}")
             for row in systems.values()
         ]
-        yield f"**{section}**\n\n{table(('a step, ms', 'median', 'lowest–highest'), rows)}"
+        yield f"**{section}**\n\n{table(('ms', 'median', 'lowest–highest'), rows)}"
 
 
 def _figures(document: Document) -> Iterable[str]:

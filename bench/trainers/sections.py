@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from bench.trainers.work import (
     review_texts,
     twin,
 )
-from training.fast.model import Levers
+from training.fast.levers import Levers
 from training.fast.precision import Precision, choose_precision
 
 PAD = 1
@@ -32,7 +32,12 @@ EVERY, EVALUATED = 5, 5
 RUN, VALIDATED = 30, 12
 """Steps of the short run; batches that its validation loss is taken over."""
 COMPARED = 3
-"""Batches that every set of levers is timed on: there are two dozen sets."""
+"""Batches that every set of levers is timed on: there are some thirty sets."""
+OF_STEPS = {
+    "fp32": ("packing", "share_prefix", "loss_rows", "narrow", "fused", "prepack", "onednn"),
+    "bf16": ("packing", "share_prefix", "loss_rows", "narrow", "fused", "prepack", "compiled"),
+}
+"""The levers that a step in a type can have."""
 _CPU = torch.device("cpu")
 
 
@@ -51,11 +56,12 @@ class Bench:
     shapes: Mapping[str, dict[str, Any]]
     say: Callable[[str], None]
 
-    def precisions(self) -> dict[str, Precision]:
-        """Float32 by the way that is faster here, and bfloat16."""
-        found = {name: choose_precision(long, _CPU) for name, long in (("fp32", "float32"), ("bf16", "bfloat16"))}
-        self.findings.document["machine"]["float32_matmul"] = found["fp32"].matmul
-        return found
+    def precisions(self, *, onednn: bool = True) -> dict[str, Precision]:
+        """Float32, with oneDNN by the way that is faster here, and bfloat16."""
+        fp32 = choose_precision("float32", _CPU, onednn=onednn)
+        if onednn:
+            self.findings.document["machine"]["float32_matmul"] = fp32.matmul
+        return {"fp32": fp32, "bf16": choose_precision("bfloat16", _CPU)}
 
     def language_model(self) -> Any:
         """The one that instructions are learned by."""
@@ -147,19 +153,25 @@ def reviews(bench: Bench) -> None:
 def evaluation(bench: Bench) -> None:
     """Recipe 1's evaluation beside its steps: what share of the time it takes.
 
-    The ratio is that of a run in float32, as the recipe is, which looks at its curve in the fastest type, all 40 rows
-    at once; the training curve comes from the steps themselves.
+    The ratio is that of a run as the recipe has it: in float32, looking at its curve in the fastest type, all 40 rows
+    at once; the training curve comes from the steps themselves. Beside it what it would be with training rows anew.
     """
     keep_freed_memory()  # as a run does, and not before: rivals are in this process, and theirs do not
     model = bench.language_model()
     rows = batches(instruction_rows("train", BATCH * EVERY), BATCH)
     held_out = batches(instruction_rows("heldout", BATCH * EVALUATED), BATCH)
     together = [[row for batch in held_out for row in batch]]
+    learned = [[row for batch in rows for row in batch]]
+    ways = {
+        "5 batches of 8": held_out,
+        "one batch of 40": together,
+        "one batch of 40, and one of 40 training rows": [*together, *learned],
+    }
     for key, system in _ours(bench, model, answers_loss).items():
-        shares: dict[str, list[float]] = {"5 batches of 8": [], "one batch of 40": []}
+        shares: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(1 + max(2, bench.rounds // 3)):
             training = _seconds(lambda system=system: [system(batch) for batch in rows])
-            for name, parts in zip(shares, (held_out, together), strict=True):
+            for name, parts in ways.items():
                 taken = _seconds(lambda system=system, parts=parts: system.evaluate(parts))
                 shares[name].append(taken / (training + taken))
         for name, values in shares.items():
@@ -169,15 +181,24 @@ def evaluation(bench: Bench) -> None:
 
 
 def levers(bench: Bench) -> None:
-    """Each lever alone and each missing, in both types."""
+    """Each lever alone and each missing: those of a step in both types, and that of the losses between epochs."""
     model = bench.language_model()
-    rows = instruction_rows("train", BATCH * (COMPARED + 1))
+    rows = batches(instruction_rows("train", BATCH * (COMPARED + 1)), BATCH)
     bench.findings.figure("levers", "batches of each median", COMPARED)
-    for key, precision in bench.precisions().items():
-        sets = {"none": Levers.none(), **_alone(), **_missing(), "all": Levers()}
-        systems = {name: FastSteps(twin(model), answers_loss, chosen, precision, PAD) for name, chosen in sets.items()}
-        taken = take_turns(systems, batches(rows, BATCH))
+    found = {onednn: bench.precisions(onednn=onednn) for onednn in (False, True)}
+
+    def made(chosen: Levers, key: str) -> FastSteps:
+        return FastSteps(twin(model), answers_loss, chosen, found[chosen.onednn][key], PAD)
+
+    for key, names in OF_STEPS.items():
+        sets = _sets(names)
+        taken = take_turns({name: made(chosen, key) for name, chosen in sets.items()}, rows)
         bench.note(f"levers, {key}", {name: name for name in sets}, taken)
+    sets = _sets(("coarse_curve",))
+    held_out = instruction_rows("heldout", BATCH * EVALUATED)
+    looks = {name: _look(made(chosen, "fp32")) for name, chosen in sets.items()}
+    taken = take_turns(looks, [held_out] * (COMPARED + 1))
+    bench.note("levers, evaluation", {name: name for name in sets}, taken)
 
 
 def run(bench: Bench) -> None:
@@ -227,23 +248,26 @@ def _trl(bench: Bench, model: Any, rows: Sequence[Row]) -> dict[str, Step]:
         return {}
 
 
-def _alone() -> dict[str, Levers]:
-    """Each with what it needs, where it needs others."""
+def _sets(names: Sequence[str]) -> dict[str, Levers]:
+    """No lever, each of ``names`` alone (with what it needs, where it needs others), each missing, and all."""
     needs = {
         "share_prefix": ("packing",),
         "narrow": ("packing", "loss_rows"),
         "compiled": ("packing", "loss_rows", "fused"),
+        "prepack": ("fused", "onednn") if "onednn" in names else ("fused",),
     }
-    names = [field.name for field in fields(Levers)]
-    sets = {}
-    for name in names:
-        on = {name, *needs.get(name, ())}
-        sets[" + ".join(sorted(on))] = Levers(**{other: other in on for other in names})
-    return sets
+    alone = {name: sorted({name, *needs.get(name, ())}) for name in names}
+    return {
+        "none": Levers.none(),
+        **{" + ".join(on): replace(Levers.none(), **dict.fromkeys(on, True)) for on in alone.values()},
+        **{f"all but {name}": Levers().without(name) for name in names},
+        "all": Levers(),
+    }
 
 
-def _missing() -> dict[str, Levers]:
-    return {f"all but {field.name}": Levers().without(field.name) for field in fields(Levers)}
+def _look(system: FastSteps) -> Step:
+    """An evaluation of all rows at once in place of a step."""
+    return lambda rows: system.evaluate([rows])
 
 
 def _seconds(work: Callable[[], object]) -> float:

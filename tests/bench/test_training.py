@@ -27,7 +27,7 @@ from bench.trainers.work import (
     trained,
     twin,
 )
-from training.fast.model import Levers
+from training.fast.levers import Levers
 from training.fast.precision import Precision
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -149,8 +149,10 @@ def test_sections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert document["reasons"].keys() == {
         key for key, value in document["ratios"].items() if value is None
     }  # instructions were not measured
-    every = 2 + 2 * len(fields(Levers))  # none, each alone, each missing, all
-    assert len(document["steps"]["levers, fp32"]) == len(document["steps"]["levers, bf16"]) == every
+    shown = {key.removeprefix("levers, "): systems for key, systems in document["steps"].items() if "levers" in key}
+    assert {key: len(systems) for key, systems in shown.items()} == {"fp32": 16, "bf16": 16, "evaluation": 4}
+    for lever in fields(Levers):  # none, each alone, each missing, all
+        assert any(f"all but {lever.name}" in systems for systems in shown.values()), lever.name
     losses = document["figures"]["run"]
     after = [losses[f"held-out loss after 2 steps, {name}"] for name in ("Trainer, float32", "Tenora, float32")]
     assert after[1] == pytest.approx(after[0], rel=1e-3)
@@ -160,6 +162,7 @@ def test_sections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert text in page
     assert {path.name for path in draw(document, tmp_path)} == {
         "training_reviews.png", "training_levers_fp32.png", "training_levers_bf16.png",
+        "training_levers_evaluation.png",
     }  # fmt: skip
 
 

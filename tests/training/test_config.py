@@ -4,13 +4,14 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from training.config import CONFIGS, flag_of, make_config
 from training.errors import ConfigError
-from training.fast.model import Levers
+from training.fast.levers import Levers
 from training.prepared import wanted_levers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -145,7 +146,7 @@ def test_data_must_be_given() -> None:
     assert "--data is missing" in done.stderr
 
 
-@pytest.mark.parametrize("lever", ["packing", "share_prefix", "loss_rows", "narrow", "fused", "compiled"])
+@pytest.mark.parametrize("lever", [field.name for field in fields(Levers)])
 def test_every_lever_has_a_flag(lever: str) -> None:
     """``--no-…`` switches off that one and no other."""
     given = {"data": "rows.jsonl", lever: False}

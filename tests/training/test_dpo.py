@@ -20,7 +20,8 @@ from training.config import make_config
 from training.dpo import DpoLoss
 from training.dry_run import rendered
 from training.errors import ConfigError, DataError, TrainingError
-from training.fast.model import FastModel, Levers
+from training.fast.levers import Levers
+from training.fast.model import FastModel
 from training.prepared import prepare
 from training.run import make_task, train
 from training.tasks.dpo import DpoTask

@@ -18,7 +18,8 @@ from tests.training.conftest import INSTRUCTIONS, PAIRS, REVIEWS, TAGGED, write_
 from tests.training.running import encoded
 from training.data.rows import Place
 from training.errors import ConfigError, DataError
-from training.fast.model import FastModel, Levers
+from training.fast.levers import Levers
+from training.fast.model import FastModel
 from training.tasks.examples import AnswerExample, Learned
 from training.tasks.task import Task
 

@@ -96,13 +96,14 @@ def test_the_instruction_recipe_keeps_its_protocol(tiny: Tiny, tmp_path: Path, m
     # In file order: 66 rows to train on, then 6 to test, then 48 to validate; 8 whole batches an epoch.
     assert (results.rows.train, results.rows.test, results.rows.validation) == (66, 6, 48)
     check_instruction_protocol(results, 8, output)
-    # 5 batches of 8 rows of both parts between epochs; all 48 validation rows before, and after an epoch.
-    epoch, some = [48, 40], [40, 40]
-    assert measured == [*epoch, *some, *some, *epoch, *some, *epoch]
+    # 5 batches of 8 validation rows between epochs; all 48 before, and after an epoch.
+    assert measured == [48, 40, 40, 40, 48, 40, 48]
     shown = [line.split("│") for line in output.splitlines() if line.startswith("│")]
     published = {cells[1].strip(): [cell.strip() for cell in cells[2:6]] for cells in shown if len(cells) == 7}
     at = {point.step: point for point in results.history}
-    # The book's step 5 is our sixth.
+    # The five batches of train are those of the steps since the last point; the book's step 5 is our sixth.
+    assert at[6].train_loss == pytest.approx(sum(step.loss for step in results.steps[1:6]) / 5)
+    assert published["before"] == ["3.826", f"{at[0].train_loss:.3f}", "3.762", f"{at[0].validation['loss']:.3f}"]
     assert published["5"] == ["1.174", f"{at[6].train_loss:.3f}", "1.103", f"{at[6].validation['loss']:.3f}"]
     assert published["200"] == ["0.310", "–", "0.632", "–"]
 
@@ -171,19 +172,26 @@ GOOD = ('source = "us"', 'by = "epoch"', 'columns = ["validation_accuracy"]', "r
 def test_published_figures_are_no_part_of_the_configuration(tmp_path: Path) -> None:
     file = recipe_with(tmp_path, GOOD)
     assert "published" not in make_config("classify", {}, file).as_recipe()
-    published = read_published(file)
-    assert published is not None
+    (published,) = read_published(file)
     assert published.rows == ((1.0, 0.5),)
-    assert read_published(Path("demo-sentiment")) is None
+    assert read_published(Path("demo-sentiment")) == ()
+
+
+def test_several_tables_of_published_figures() -> None:
+    lora, course = read_published(Path(GPT2))
+    assert [row[0] for row in lora.rows] == ["before", 230]
+    assert course.rows[1] == (0, 2.637, 2.626)
 
 
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ([*GOOD[:3], "rows = [[1, 0.5, 0.6]]"], "published: rows have 2 numbers"),
-        ([*GOOD[:2], 'columns = ["loss"]', GOOD[3]], r"published\.columns: loss: write train_loss"),
-        ([*GOOD, "first = 1"], r"published\.first: Extra inputs"),
-        ([GOOD[0], 'by = "hour"', *GOOD[2:]], r"published\.by"),
+        ([*GOOD[:3], "rows = [[1, 0.5, 0.6]]"], r"published\.0: rows have 2 numbers"),
+        ([*GOOD[:3], 'rows = [["after", 0.5]]'], r"published\.0\.rows\.0\.0\."),
+        ([*GOOD[:3], 'rows = [["before", "before"]]'], r"published\.0: what stands behind the epoch are figures"),
+        ([*GOOD[:2], 'columns = ["loss"]', GOOD[3]], r"published\.0\.columns: loss: write train_loss"),
+        ([*GOOD, "first = 1"], r"published\.0\.first: Extra inputs"),
+        ([GOOD[0], 'by = "hour"', *GOOD[2:]], r"published\.0\.by"),
     ],
 )
 def test_a_table_that_is_wrong_is_refused_by_its_key(tmp_path: Path, table: list[str], said: str) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.fast.model import FastModel, Levers, Rows, Target
+from training.fast.levers import Levers
+from training.fast.model import FastModel, Rows, Target
 from training.fast.precision import Precision
 
 TOLERANCE = 1e-4

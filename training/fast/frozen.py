@@ -6,6 +6,7 @@ copies take the base's own memory once more; in float32 twice, so there they are
 """
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,17 @@ class FrozenWeight:
     float32 is the layer's own memory unless it is packed; another type is a copy. Copies are made when first used.
 
     Args:
-        pack_float32: Also pack for float32.
+        packs: The types it is packed for, on a CPU whose oneDNN can.
     """
 
-    def __init__(self, layer: Any, *, pack_float32: bool = False) -> None:
+    def __init__(self, layer: Any, packs: Collection[torch.dtype] = ()) -> None:
         weight = layer.weight.detach()
         self._weight = weight.T if isinstance(layer, nn.Linear) else weight  # [in, out]
         self._bias = None if layer.bias is None else layer.bias.detach()
         self._rounded: dict[torch.dtype, Tensor] = {}
         self._biases: dict[torch.dtype, Tensor | None] = {}
         self._packed: dict[tuple[str, torch.dtype], Tensor] = {}
-        self._pack_float32 = pack_float32
+        self._packed_types = packs
 
     @property
     def width(self) -> int:
@@ -55,8 +56,7 @@ class FrozenWeight:
         return dy @ self._of(dtype).T
 
     def _packs(self, dtype: torch.dtype) -> bool:
-        wanted = dtype == torch.bfloat16 or (dtype == torch.float32 and self._pack_float32)
-        return wanted and self._weight.device.type == "cpu" and CAN_PACK
+        return dtype in self._packed_types and self._weight.device.type == "cpu" and CAN_PACK
 
     def _packed_as(self, way: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
         if (way, dtype) not in self._packed:

@@ -8,6 +8,7 @@ The products run in one type; A and B stay float32 and so do their gradients. Wh
 backward pass is x and the narrow x Aᵀ.
 """
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -105,17 +106,17 @@ class FastLora:
     Args:
         layer: PEFT's layer; its base is a Linear or a Conv1D.
         arithmetic: In which type the products run.
-        pack_float32: See `FrozenWeight`.
+        packs: The types that the frozen weight is packed for.
         compiled: In bfloat16 the narrow products run by the compiled kernels, where those are there.
     """
 
     def __init__(
-        self, layer: Any, arithmetic: Arithmetic, *, pack_float32: bool = False, compiled: bool = False
+        self, layer: Any, arithmetic: Arithmetic, packs: Collection[torch.dtype] = (), *, compiled: bool = False
     ) -> None:
         (name,) = layer.active_adapters
         self._compiled = compiled
         self._layer, self._name, self._arithmetic = layer, name, arithmetic
-        self._frozen = FrozenWeight(layer.get_base_layer(), pack_float32=pack_float32)
+        self._frozen = FrozenWeight(layer.get_base_layer(), packs)
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[…, in] -> […, out]`` in the type of the products."""
@@ -137,11 +138,11 @@ class FastFrozen:
     Args:
         layer: A Linear or a Conv1D.
         arithmetic: In which type the products run.
-        pack_float32: See `FrozenWeight`.
+        packs: The types that its weight is packed for.
     """
 
-    def __init__(self, layer: nn.Module, arithmetic: Arithmetic, *, pack_float32: bool = False) -> None:
-        self._frozen, self._arithmetic = FrozenWeight(layer, pack_float32=pack_float32), arithmetic
+    def __init__(self, layer: nn.Module, arithmetic: Arithmetic, packs: Collection[torch.dtype] = ()) -> None:
+        self._frozen, self._arithmetic = FrozenWeight(layer, packs), arithmetic
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[…, in] -> […, out]`` in the type of the products."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,40 +20,10 @@ from training.fast.dropout import FastDropout
 from training.fast.frozen import FrozenWeight
 from training.fast.head import CHUNK, cross_entropy
 from training.fast.layout import Layout, pack
+from training.fast.levers import Levers
 from training.fast.linear import Arithmetic, FastFrozen, FastLora
 
 Rows = Sequence[Sequence[int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Levers:
-    """What makes a step faster. All of them off is transformers' and PEFT's own way.
-
-    Args:
-        packing: Rows lie end to end, nothing is padded.
-        share_prefix: What rows of a batch begin with alike is computed once. Needs ``packing``.
-        loss_rows: Logits only where something is learned, and no token after the last of those.
-        narrow: The last layer's second half only for the tokens that are read. Needs ``packing`` and ``loss_rows``.
-        fused: A linear layer and its LoRA matrices are one step of the backward pass; weights are rounded once.
-        compiled: By compiled kernels, in bfloat16 on a CPU that has them: attention (with ``packing``), GELU and LoRA's
-            narrow products (with ``fused``), the loss over the vocabulary (with ``fused`` and ``loss_rows``).
-    """
-
-    packing: bool = True
-    share_prefix: bool = True
-    loss_rows: bool = True
-    narrow: bool = True
-    fused: bool = True
-    compiled: bool = True
-
-    @classmethod
-    def none(cls) -> "Levers":
-        """All off."""
-        return cls(**{field.name: False for field in fields(cls)})
-
-    def without(self, *names: str) -> "Levers":
-        """The same with some of them off."""
-        return replace(self, **dict.fromkeys(names, False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +45,7 @@ class FastModel:
         dtype: In which products run; weights that are trained stay float32.
         pad_id: Fills up rows where they are padded.
         coarse: In which they run inside ``coarsely``; else the same.
-        packs: Weights that are not trained are packed in float32 too; see `FrozenWeight`.
+        packs: With ``prepack``, weights that are not trained are packed in float32 too.
     """
 
     def __init__(
@@ -90,8 +60,10 @@ class FastModel:
     ) -> None:
         self.model = model
         self.levers = levers
-        self.packs = packs and levers.fused
-        self._arithmetic, self._coarse = Arithmetic(dtype), coarse or dtype
+        self.packs = packs and levers.fused and levers.prepack
+        self._packs = {torch.bfloat16} if levers.prepack else set()
+        self._packs |= {torch.float32} if self.packs else set()
+        self._arithmetic, self._coarse = Arithmetic(dtype), (coarse if levers.coarse_curve else None) or dtype
         self._pad_id = pad_id
         self._task_model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._backbone: Any = self._task_model.base_model
@@ -286,7 +258,7 @@ class FastModel:
         if self.levers.fused:
             self._fuse()
         if self._head is not None and _is_frozen_linear(self._head):
-            self._output = FrozenWeight(self._head, pack_float32=self.packs)
+            self._output = FrozenWeight(self._head, self._packs)
 
     @property
     def _output_dtype(self) -> torch.dtype:
@@ -299,13 +271,10 @@ class FastModel:
         for module in self._backbone.modules():
             if hasattr(module, "lora_A") and _is_frozen_linear(module.get_base_layer()):
                 inside |= set(module.modules())
-                self._patch(
-                    module,
-                    FastLora(module, self._arithmetic, pack_float32=self.packs, compiled=self.levers.compiled),
-                )
+                self._patch(module, FastLora(module, self._arithmetic, self._packs, compiled=self.levers.compiled))
         for module in self._backbone.modules():
             if module not in inside and copies and _is_frozen_linear(module):
-                self._patch(module, FastFrozen(module, self._arithmetic, pack_float32=self.packs))
+                self._patch(module, FastFrozen(module, self._arithmetic, self._packs))
             elif type(module) is nn.Dropout and module not in inside:
                 self._patch(module, FastDropout(module))
             elif (activation := self._activation(module)) is not None:

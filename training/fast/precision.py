@@ -57,15 +57,21 @@ class Precision:
         return f"{name} (GFLOP/s here: {rates})" if rates else name
 
 
-def choose_precision(name: Literal["auto", "float32", "bfloat16"], device: torch.device) -> Precision:
-    """The arithmetic of ``--dtype``; auto measures."""
+def choose_precision(
+    name: Literal["auto", "float32", "bfloat16"], device: torch.device, *, onednn: bool = True
+) -> Precision:
+    """The arithmetic of ``--dtype``; auto measures.
+
+    Args:
+        onednn: On a CPU, float32 products may run by oneDNN.
+    """
     if device.type == "cuda":
         half = name == "bfloat16" or (name == "auto" and torch.cuda.is_bf16_supported())
         return Precision(torch.bfloat16 if half else torch.float32)
     if name == "bfloat16":
         return Precision(torch.bfloat16)
     x, weight = _example()
-    ways: tuple[Matmul, Matmul] = ("highest", "medium")
+    ways: tuple[Matmul, ...] = ("highest", "medium") if onednn else ("highest",)
     rates, errors = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0.0)
     exact = x.double() @ weight.double()
     packed_error = 0.0
@@ -78,7 +84,7 @@ def choose_precision(name: Literal["auto", "float32", "bfloat16"], device: torch
                 if CAN_PACK and matmul == "medium":
                     product = packed_product(x, packed(weight.T.contiguous()), None)
                     packed_error = float((product.double() - exact).abs().max())
-    as_exact = errors["medium"] <= _SAME * errors["highest"]
+    as_exact = onednn and errors["medium"] <= _SAME * errors["highest"]
     # Where both are about as fast it must not be chance: the same seed would make other bytes.
     best: Matmul = "medium" if as_exact and rates["medium"] >= _ABOUT * rates["highest"] else "highest"
     rounded = _rate(x.bfloat16(), weight.bfloat16())

@@ -3,6 +3,7 @@
 import copy
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -12,16 +13,19 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from tests.support.tiny import CONFIGS
-from training.fast.model import FastModel, Levers, Target
+from training.fast.levers import Levers
+from training.fast.model import FastModel, Target
 
 PAD, VOCABULARY = 1, 320
 DECODERS = ("gpt2", "llama", "qwen3", "mistral", "opt", "gpt_neox", "phi")
 ENCODERS = ("distilbert", "bert", "roberta")
-LEVERS = ("packing", "share_prefix", "loss_rows", "narrow", "fused", "compiled")
+LEVERS = ("packing", "share_prefix", "loss_rows", "narrow", "fused", "compiled", "prepack")
+"""Those of the model; the others choose a precision."""
 _NEEDS = {
     "share_prefix": ("packing",),
     "narrow": ("packing", "loss_rows"),
     "compiled": ("packing", "loss_rows", "fused"),
+    "prepack": ("fused",),
 }
 STILL = dict.fromkeys(
     ("embd_pdrop", "attn_pdrop", "resid_pdrop", "dropout", "attention_dropout", "seq_classif_dropout",
@@ -33,9 +37,8 @@ Rows = list[list[int]]
 
 def ways() -> dict[str, Levers]:
     """All levers, each alone with what it needs, and each missing."""
-    alone = {
-        f"only {name}": Levers(**{other: other in (name, *_NEEDS.get(name, ())) for other in LEVERS}) for name in LEVERS
-    }
+    needed = {name: (name, *_NEEDS.get(name, ())) for name in LEVERS}
+    alone = {f"only {name}": replace(Levers.none(), **dict.fromkeys(needed[name], True)) for name in LEVERS}
     return {"all": Levers(), **alone, **{f"no {name}": Levers().without(name) for name in LEVERS}}
 
 
@@ -136,7 +139,7 @@ def computed(
     model: Any, levers: Levers, rows: Rows = MIXED, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """(loss or logits, gradient of every trained parameter) by some levers."""
-    with FastModel(model, levers, dtype, PAD) as fast:
+    with FastModel(model, levers, dtype, PAD, packs=True) as fast:
         if model.get_base_model().get_output_embeddings() is not None:
             output = loss = fast.token_loss(rows, learned(rows))
         else:

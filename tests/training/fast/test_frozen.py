@@ -32,7 +32,7 @@ def test_both_products(name: str, rows: int, packs: bool, monkeypatch: pytest.Mo
     """In each type as near to the layer's own as the type is; whatever the number of rows it was packed for."""
     monkeypatch.setattr(frozen, "CAN_PACK", packs and frozen.CAN_PACK)
     layer = made(name)
-    weight = FrozenWeight(layer)
+    weight = FrozenWeight(layer, {torch.bfloat16})
     weight.product(torch.randn(7, 33), torch.bfloat16)
     x, dy = torch.randn(rows, 33, requires_grad=True), torch.randn(rows, 70)
     out = layer(x)
@@ -57,7 +57,7 @@ def test_float32_is_the_layers_own_memory() -> None:
 def test_float32_is_packed_where_it_is_asked_for() -> None:
     """Then it is a copy."""
     layer = made("Conv1D")
-    weight, x, dy = FrozenWeight(layer, pack_float32=True), torch.randn(90, 33), torch.randn(90, 70)
+    weight, x, dy = FrozenWeight(layer, {torch.float32}), torch.randn(90, 33), torch.randn(90, 70)
     torch.testing.assert_close(weight.product(x, torch.float32), layer(x), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(weight.back(dy, torch.float32), dy @ layer.weight.T, rtol=1e-5, atol=1e-5)
     before = weight.product(x, torch.float32)
@@ -80,7 +80,7 @@ def test_memory_is_that_of_the_machine() -> None:
 
 def test_rows_that_are_not_contiguous() -> None:
     """Gradients come as views."""
-    weight = FrozenWeight(made("linear"))
+    weight = FrozenWeight(made("linear"), {torch.bfloat16})
     wide = torch.randn(20, 140)
     for part in (wide[:, :70], wide[::2, 70:]):
         expected = weight.back(part.clone(memory_format=torch.contiguous_format), torch.bfloat16)

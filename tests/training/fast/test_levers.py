@@ -24,7 +24,8 @@ from tests.training.fast.models import (
     ways,
     wrapped,
 )
-from training.fast.model import FastModel, Levers
+from training.fast.levers import Levers
+from training.fast.model import FastModel
 
 EXACT = 1e-5
 CLASSIFIERS = ("gpt2", "llama", *ENCODERS)

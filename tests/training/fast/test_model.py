@@ -19,7 +19,8 @@ from tests.training.fast.models import (
     some_rows,
     wrapped,
 )
-from training.fast.model import FastModel, Levers
+from training.fast.levers import Levers
+from training.fast.model import FastModel
 
 ROWS = some_rows((3, 9, 14))
 

@@ -52,6 +52,21 @@ def test_a_faster_product_has_to_be_as_exact(exact: bool, monkeypatch: pytest.Mo
     assert chosen.packs == (exact and precision.CAN_PACK)
 
 
+def test_onednn_is_not_taken_where_it_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even tried; the type is chosen by what float32 then does."""
+    tried = set()
+
+    def rate(x: torch.Tensor, _: torch.Tensor) -> float:
+        tried.add(torch.get_float32_matmul_precision())
+        return 150.0 if x.dtype == torch.bfloat16 else {"highest": 100.0, "medium": 200.0}[max(tried)]
+
+    monkeypatch.setattr(precision, "_rate", rate)
+    chosen = choose_precision("auto", CPU, onednn=False)
+    assert (chosen.matmul, chosen.packs, chosen.dtype) == ("highest", False, torch.bfloat16)
+    assert tried == {"highest"}
+    assert choose_precision("auto", CPU).dtype == torch.float32
+
+
 def test_weights_are_packed_only_where_that_is_as_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     rates = {"highest": 100.0, "medium": 200.0}
     monkeypatch.setattr(precision, "_rate", lambda *_: rates[torch.get_float32_matmul_precision()])

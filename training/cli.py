@@ -3,6 +3,7 @@
 Nothing heavy is imported before the arguments are known, so that ``--help`` is quick.
 """
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rich.markup import escape
 from training.config import CONFIGS, make_config
 from training.errors import ConfigError, TrainingError
 from training.flags import command
+from training.stopping import stoppable
 
 _SHARED = """
 Every flag may also be set in the environment as TENORA_<FLAG>; flags win over the environment, the environment over
@@ -42,7 +44,7 @@ Rows are {"prompt": …, "chosen": …, "rejected": …}: a better and a worse a
 Rows are {"prompt": …, "chosen": …, "rejected": …}. Served, it writes.
 """,
 }
-_REFUSED, _INTERRUPTED = 2, 130
+_REFUSED, _SIGNALLED = 2, 128
 _PAGE = 120
 
 app = typer.Typer(
@@ -58,25 +60,30 @@ app = typer.Typer(
 def _run(task: str, flags: dict[str, Any], recipe: Path | None) -> None:
     """Run a task and end the process with its status."""
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    try:
-        config = make_config(task, flags, recipe)
-        if config.data is None:
-            raise ConfigError("--data is missing: give a file or a folder of rows, or a recipe that names one")
-        from training.published import read_published, show_published
-        from training.run import train
+    with stoppable() as came:
+        try:
+            _train(task, flags, recipe)
+        except TrainingError as error:
+            errors.print(f"tenora: {escape(str(error))}")
+            raise typer.Exit(_REFUSED) from None
+        except KeyboardInterrupt as stop:
+            said = stop.args or ("nothing was published",)
+            errors.print(escape("; ".join(("tenora: stopped", *map(str, said)))))
+            raise typer.Exit(_SIGNALLED + (came or [signal.SIGINT])[0]) from None
 
-        published = read_published(recipe) if recipe is not None else ()
-        console = _console()
-        results = train(config, console)
-        if results is not None and not config.json_lines:
-            show_published(console, published, results)
-    except TrainingError as error:
-        errors.print(f"tenora: {escape(str(error))}")
-        raise typer.Exit(_REFUSED) from None
-    except KeyboardInterrupt as stop:
-        said = stop.args or ("nothing was published",)
-        errors.print(escape("; ".join(("tenora: stopped", *map(str, said)))))
-        raise typer.Exit(_INTERRUPTED) from None
+
+def _train(task: str, flags: dict[str, Any], recipe: Path | None) -> None:
+    config = make_config(task, flags, recipe)
+    if config.data is None:
+        raise ConfigError("--data is missing: give a file or a folder of rows, or a recipe that names one")
+    from training.published import read_published, show_published
+    from training.run import train
+
+    published = read_published(recipe) if recipe is not None else ()
+    console = _console()
+    results = train(config, console)
+    if results is not None and not config.json_lines:
+        show_published(console, published, results)
 
 
 def _console() -> Console:

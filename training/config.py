@@ -21,6 +21,8 @@ EVALUATION, SPEED, OUTPUT = "Evaluation", "Speed", "Where it goes"
 _NOT_RECIPE = frozenset(
     {"output", "store", "publish", "resume", "dry_run", "json_lines", "tensorboard", "judge", "judge_key"}
 )
+MAX_LENGTH = 256
+"""Most tokens in a row, unless said otherwise."""
 PUBLISHED = "published"
 """A recipe's table of figures that others published: no part of a configuration, see ``training.published``."""
 TaskName = Literal["instruct", "classify", "text", "reward", "dpo"]
@@ -50,7 +52,7 @@ class TrainConfig(BaseModel, ABC):
     )
     columns: dict[str, str] = _flag(DATA, {}, "Columns that are named otherwise, as THEIRS=OURS, by commas.")
     ignore_columns: tuple[str, ...] = _flag(DATA, (), "Columns to pass over, separated by commas.")
-    max_length: int = _flag(DATA, 256, "Most tokens in a row.", ge=4)
+    max_length: int = _flag(DATA, MAX_LENGTH, "Most tokens in a row.", ge=4)
 
     base: str = _flag(MODEL, "embedded", "Base model: embedded, minilm, a folder, or a hub id (id@revision).")
     update: Literal["lora", "head", "full"] = _flag(

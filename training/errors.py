@@ -64,8 +64,14 @@ class DataError(TrainingError):
     """Rows that cannot be used. ``problems`` holds every one of them."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
-        self.problems = tuple(problems)
+        self.problems = tuple(in_order(problems))
         super().__init__(_report(self.problems))
+
+
+def in_order(problems: Sequence[Problem]) -> list[Problem]:
+    """File by file, as they were met; those of a file by their places."""
+    files = list(dict.fromkeys(problem.file for problem in problems))
+    return sorted(problems, key=lambda problem: (files.index(problem.file), problem.number))
 
 
 def _report(problems: Sequence[Problem]) -> str:
@@ -73,11 +79,11 @@ def _report(problems: Sequence[Problem]) -> str:
     lines: list[str] = []
     for file, of_file in groupby(problems, key=lambda problem: problem.file):
         kinds: dict[tuple[str, str], list[Problem]] = {}
-        rows: set[int] = set()
+        rows: set[tuple[str, int]] = set()
         for problem in of_file:
             kinds.setdefault((problem.what, problem.mend), []).append(problem)
-            rows.add(problem.number)
-        bad = len(rows - {0})
+            rows |= {(problem.where, problem.number)} if problem.number else set()
+        bad = len(rows)
         lines.append(f"{file}: {bad} bad row{'' if bad == 1 else 's'}" if bad else f"{file}:")
         for (what, mend), found in kinds.items():
             place = numbered(found[0].where, [problem.number for problem in found])

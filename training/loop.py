@@ -22,7 +22,7 @@ from training.checkpoint import Checkpoints, State, random_state, reading, resto
 from training.config import TrainConfig
 from training.errors import NotFiniteError, TrainingError
 from training.fast.model import FastModel
-from training.order import Order, rate_at, shares
+from training.order import Order, looks_after, rate_at, shares
 from training.processes import Processes
 from training.progress import Progress
 from training.reporting.results import LOWER_IS_BETTER, Point, Sample, Step
@@ -130,7 +130,7 @@ class Loop:
             if ended:
                 self._end_epoch()
                 stopped = "early" if self._is_stale() and self._done < self._total else "finished"
-            elif self._config.eval_every and (self._done - 1) % self._config.eval_every == 0:
+            elif looks_after(self._done, self._config.eval_every):
                 self._measure_some()
             if ended or (self._config.save_every and self._done % self._config.save_every == 0):
                 self._save_state()

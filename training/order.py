@@ -58,6 +58,11 @@ def shares(examples: Sequence[AnyExample], batch: int, index: int, count: int) -
     return [list(own[start : start + batch]) for start in range(0, len(own), batch)]
 
 
+def looks_after(step: int, every: int) -> bool:
+    """Whether losses between epochs are measured after so many steps: the first, and every ``every`` from there."""
+    return every > 0 and (step - 1) % every == 0
+
+
 def rate_at(step: int, total: int, warmup: int, schedule: str) -> float:
     """The share of the highest learning rate at a step (from 0) of ``total``: it rises over ``warmup``, then falls."""
     if step < warmup:

@@ -178,7 +178,7 @@ def _results(prepared: Prepared, trained: Trained, folder: str) -> Results:
             train=len(task.examples.train), validation=len(task.examples.validation), test=len(task.examples.test)
         ),
         notes=tuple([*notes, warning] if warning else notes),
-        findings=tuple(task.findings),
+        findings=tuple(finding.message for finding in task.findings),
         data_sha256=task.dataset.sha256,
         parameters=Parameters(trained=count, all=everything),
         best=Best(

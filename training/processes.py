@@ -8,7 +8,8 @@ many there are, but for the order in which numbers are added.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -37,7 +38,8 @@ class Processes:
         if self.count == 1:
             return value
         total = torch.tensor(value, dtype=torch.float64, device=device)
-        torch.distributed.all_reduce(total)
+        with _together():
+            torch.distributed.all_reduce(total)
         return float(total)
 
     def add_gradients(self, parameters: Iterable[Tensor]) -> None:
@@ -49,7 +51,8 @@ class Processes:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         flat = torch.cat([parameter.grad.flatten() for parameter in given if parameter.grad is not None])
-        torch.distributed.all_reduce(flat)
+        with _together():
+            torch.distributed.all_reduce(flat)
         for parameter, part in zip(given, torch.split(flat, [parameter.numel() for parameter in given]), strict=True):
             parameter.grad = part.view_as(parameter)
 
@@ -58,13 +61,31 @@ class Processes:
         if self.count == 1:
             return value
         said = [value]
-        torch.distributed.broadcast_object_list(said)
+        with _together():
+            torch.distributed.broadcast_object_list(said)
         return said[0]
 
     def wait(self) -> None:
         """Until all are here."""
         if self.count > 1:
-            torch.distributed.barrier()
+            with _together():
+                torch.distributed.barrier()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Say in one sentence that somebody is no longer there; the backend says it by a line of its source.
+
+    Raises:
+        TrainingError: an exchange with the other processes broke off.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise TrainingError(
+            f"another process of this run has ended, and what it said is the cause ({str(error).splitlines()[0]}): "
+            "start all of them again, with --resume if something was saved"
+        ) from error
 
 
 def join_processes(device: torch.device) -> Processes:

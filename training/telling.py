@@ -8,10 +8,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from training.config import TrainConfig
+from training.data.report import finding_lines, finding_values
 from training.prepared import Prepared
 from training.progress import write_json
 from training.reporting.results import Results
 from training.reporting.tables import show_results
+from training.tasks.task import Task
 from training.updates import parameter_counts
 
 SERVED_RANK = 64
@@ -50,7 +52,7 @@ def _about(prepared: Prepared) -> dict[str, Any]:
         "parameters": {"trained": count, "all": everything},
         "precision": str(prepared.precision),
         "notes": prepared.task.notes,
-        "findings": prepared.task.findings,
+        "findings": [finding_values(finding) for finding in prepared.task.findings],
     }
 
 
@@ -61,8 +63,7 @@ def _announce(console: Console, prepared: Prepared, output: Path) -> None:
     console.print(f"{len(split.train)} training rows, {len(split.validation)} validation, {len(split.test)} test")
     if config.update == "lora" and max(config.rank, *config.rank_pattern.values(), 0) > SERVED_RANK:
         console.print(f"note: servers hold ranks up to {SERVED_RANK} unless TENORA_MAX_LORA_RANK says otherwise")
-    for note in (*task.notes, *task.findings):
-        console.print(f"note: {escape(note)}", soft_wrap=True)
+    show_notes(console, task)
     how = {
         "lora": f"LoRA r {config.rank}, alpha {config.alpha:g}",
         "head": "only its head",
@@ -75,6 +76,12 @@ def _announce(console: Console, prepared: Prepared, output: Path) -> None:
     )
     files = f"files go to {output}; the best epoch is chosen by validation {config.metric.replace('_', ' ')}"
     console.print(escape(files), soft_wrap=True)
+
+
+def show_notes(console: Console, task: Task[Any, Any]) -> None:
+    """What was noticed of the rows and of the run, with the rows' places."""
+    for line in (*(f"note: {note}" for note in task.notes), *finding_lines(task.findings)):
+        console.print(escape(line), soft_wrap=True)
 
 
 def _next(config: TrainConfig, results: Results, output: Path) -> list[str]:

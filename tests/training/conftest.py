@@ -87,3 +87,9 @@ def pairs(tmp_path: Path) -> Path:
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
     return write_jsonl(tmp_path / "texts.jsonl", TEXTS)
+
+
+@pytest.fixture
+def data_of(instructions: Path, reviews: Path, texts: Path, pairs: Path) -> dict[str, Path]:
+    """Rows for every task."""
+    return {"instruct": instructions, "classify": reviews, "text": texts, "reward": pairs, "dpo": pairs}

@@ -228,7 +228,9 @@ def test_an_answer_that_holds_the_end_token_names_its_row(tiny: Tiny, tmp_path: 
 def test_pairs_that_are_too_long_are_left_out(tiny: Tiny, tmp_path: Path) -> None:
     rows = [*PAIRS, {"prompt": "Long?", "chosen": "No.", "rejected": "a b " * 90}]
     task = made(tiny("gpt2"), write_jsonl(tmp_path / "rows.jsonl", rows), max_length=128)
-    assert any(note.startswith("1 rows of more than 128 tokens are left out") for note in task.notes)
+    (found,) = [finding for finding in task.findings if finding.kind == "over-long"]
+    assert found.message == "1 row of more than 128 tokens is left out"
+    assert [place.number for place in found.places] == [len(rows)]
 
 
 def _quiet() -> Console:

@@ -193,9 +193,12 @@ def test_rows_too_long_are_left_out_and_counted(tiny: Tiny, tmp_path: Path) -> N
     rows = [*INSTRUCTIONS, {"instruction": "a", "output": "long " * 300}]
     data = write_jsonl(tmp_path / "rows.jsonl", rows)
     task = encoded("instruct", tmp_path, base=str(tiny("gpt2")), data=data)
-    assert task.notes[-1] == "1 rows of more than 256 tokens are left out (--max-length)"
+    found = next(finding for finding in task.findings if finding.kind == "over-long")
+    assert (found.severity, found.message) == ("warning", "1 row of more than 256 tokens is left out")
+    assert found.mend == "raise --max-length, or shorten them"
+    assert [place.number for place in found.places] == [len(rows)]
     assert len(task.examples.train) + len(task.examples.validation) == len(INSTRUCTIONS)
-    with pytest.raises(ConfigError, match=r"rows of more than 8 tokens are left out .*, and none are left to train on"):
+    with pytest.raises(ConfigError, match=r"rows of more than 8 tokens are left out, and none are left to train on"):
         encoded("instruct", tmp_path, base=str(tiny("gpt2")), data=data, max_length=8)
 
 
@@ -207,7 +210,7 @@ def test_the_context_of_the_base_bounds_the_rows(tiny: Tiny, instructions: Path,
 
 def test_held_out_rows_that_are_trained_on_are_told(tiny: Tiny, instructions: Path, tmp_path: Path) -> None:
     task = encoded("instruct", tmp_path, base=str(tiny("gpt2")), data=instructions, validation=instructions)
-    assert any("ask what a training row asks" in finding for finding in task.findings), task.findings
+    assert any("ask what a training row asks" in finding.message for finding in task.findings), task.findings
 
 
 def test_an_encoder_cannot_answer(tiny: Tiny, instructions: Path, tmp_path: Path) -> None:
@@ -295,7 +298,9 @@ def test_texts_too_long_lose_an_end_and_are_counted(tiny: Tiny, tmp_path: Path) 
     cut: dict[str, list[int]] = {}
     for side in ("left", "right"):
         task = encoded("classify", tmp_path, base=str(tiny("bert")), data=data, max_length=16, truncation_side=side)
-        assert task.notes == [f"20 texts of more than 16 tokens lose their {side} end"]
+        (found,) = [finding for finding in task.findings if finding.kind == "over-long"]
+        assert found.message == f"20 texts of more than 16 tokens, cut at the {side} end"
+        assert len(found.places) == 20
         example = row_number(task, 5)
         assert example.text == rows[4]["text"]
         assert list(example.ids) == encode_text(task.tokenizer, example.text, 16, side)

@@ -1,9 +1,13 @@
 """Two processes train as one does, and one of them writes."""
 
 import os
+import random
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.running import ROOT, SMALL, WEIGHTS, flags_of, run
+from tests.training.running import ROOT, SMALL, WEIGHTS, Command, flags_of, run, weights
 from tests.training.served import published
+from training import pipeline
+from training.processes import Processes, join_processes
 from training.reporting.results import read_results
 
 Tiny = Callable[[str], Path]
@@ -48,3 +54,82 @@ def test_two_processes_have_the_losses_of_one(tiny: Tiny, reviews: Path, tmp_pat
     assert done.stdout.count("published acme/mine@") == 1
     assert published(tmp_path).digest in str(together.published)
     assert done.stdout.count("before: train loss") == 1
+
+
+def _launched(index: int, port: int, backend: Path) -> None:
+    """What a launcher tells one of two processes; the backend that they meet by is written down."""
+    places = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ.update(
+        {name: str(value) for name, value in places.items()}, MASTER_ADDR="127.0.0.1", OMP_NUM_THREADS="1"
+    )
+
+    def joined(device: torch.device) -> Processes:
+        processes = join_processes(device)
+        backend.write_text(torch.distributed.get_backend())
+        return processes
+
+    pipeline.join_processes = joined  # type: ignore[attr-defined]
+
+
+def two(folder: Path, task: str, *flags: str) -> list[Command]:
+    """Two processes that train together, the first of which speaks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folders = [folder / f"process-{index}" for index in range(2)]
+    return [
+        Command(own, task, *flags, before=partial(_launched, index, port, own / "backend"))
+        for index, own in enumerate(folders)
+    ]
+
+
+@pytest.mark.usefixtures("bf16_kernels")
+def test_two_processes_in_bfloat16_with_accumulation(tiny: Tiny, instructions: Path, tmp_path: Path) -> None:
+    """By the compiled kernels, which sum in another order; 2 x 2 x 2 rows a step as 8 in one."""
+    settings: dict[str, Any] = {**SMALL, "data": instructions, "base": str(tiny("llama")), "lr": 0.005, "answers": 0}
+    settings |= {"dtype": "bfloat16", "epochs": 3}
+    alone = run("instruct", tmp_path / "alone", **settings)
+    settings |= {"batch_size": 4, "accumulate": 2, "output": tmp_path / "run"}
+    for process in two(tmp_path, "instruct", *flags_of(**settings)):
+        process.finish()
+    assert [(tmp_path / f"process-{index}/backend").read_text() for index in range(2)] == ["gloo", "gloo"]
+    together = read_results(tmp_path / "run/results.json")
+    assert [step.loss for step in together.steps] == pytest.approx([step.loss for step in alone.steps], rel=0.01)
+    expected, found = (
+        torch.cat([part.flatten() for part in load_file(folder / "run/adapter" / WEIGHTS).values()])
+        for folder in (tmp_path / "alone", tmp_path)
+    )
+    assert float((found - expected).norm() / expected.norm()) < 0.1
+
+
+def test_two_processes_that_are_killed_go_on(tiny: Tiny, reviews: Path, tmp_path: Path) -> None:
+    """Both at a random step; what they end with is what two end with that were left alone."""
+    settings: dict[str, Any] = {**SMALL, "data": reviews, "base": tiny("gpt2"), "epochs": 4, "save_every": 2}
+    for process in two(tmp_path / "whole", "classify", *flags_of(**settings, output=tmp_path / "whole/run")):
+        process.finish()
+    cut = flags_of(**settings, output=tmp_path / "cut/run")
+    first, other = two(tmp_path / "cut", "classify", *cut, "--json")
+    last = random.Random(0).randrange(3, 12)
+    for event in first.events():
+        if event["event"] == "step" and event["step"] == last:
+            first.send(signal.SIGKILL)
+            other.send(signal.SIGKILL)
+            break
+    assert (first.wait(), other.wait()) == (-signal.SIGKILL, -signal.SIGKILL)
+    said = [process.finish() for process in two(tmp_path / "cut", "classify", *cut, "--resume")]
+    assert "going on after step" in said[0]
+    assert said[1] == ""
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+
+def test_one_of_two_that_dies_ends_the_other(tiny: Tiny, reviews: Path, tmp_path: Path) -> None:
+    """It does not wait for ever, and publishes nothing."""
+    flags = flags_of(**{**SMALL, "epochs": 40}, data=reviews, base=tiny("gpt2"), output=tmp_path / "run")
+    first, other = two(tmp_path, "classify", *flags, "--publish", "acme/mine", "--store", str(tmp_path / "s"), "--json")
+    for event in first.events():
+        if event["event"] == "step" and event["step"] == 3:
+            other.send(signal.SIGKILL)
+            break
+    assert first.wait() == 2, first.stderr
+    assert first.stderr.startswith("tenora: another process"), first.stderr
+    assert not (tmp_path / "s/acme").exists()

@@ -101,16 +101,17 @@ def test_killed_while_it_saves(tiny: Tiny, rows: Path, undisturbed: Path, tmp_pa
     assert_ends_alike(undisturbed, tmp_path)
 
 
-def test_an_interrupt_leaves_nothing_half_made_and_says_how_to_go_on(
-    tiny: Tiny, rows: Path, undisturbed: Path, tmp_path: Path
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_stopped_leaves_nothing_half_made_and_says_how_to_go_on(
+    tiny: Tiny, rows: Path, undisturbed: Path, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     places = {"publish": "acme/mine", "store": tmp_path / "store", "json": True}
     process = Command(tmp_path, "classify", *settings(tiny, rows, tmp_path, **places))
     for event in process.events():
         if event["event"] == "step" and event["step"] == 7:
-            process.send(signal.SIGINT)
+            process.send(number)
             break
-    assert process.wait() == 130
+    assert process.wait() == status
     assert process.stderr.startswith("tenora: stopped; nothing was published; the same command with --output ")
     assert "--resume" in process.stderr
     assert str(tmp_path / "run") in process.stderr

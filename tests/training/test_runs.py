@@ -38,14 +38,13 @@ def prompts(task: str, folder: Path, **flags: Any) -> list[tuple[int, ...]]:
 # ── the same whatever the way ─────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("task", ["instruct", "classify", "reward"])
-def test_two_batches_of_four_are_one_of_eight(
-    tiny: Tiny, instructions: Path, reviews: Path, pairs: Path, tmp_path: Path, task: str
-) -> None:
-    data = {"instruct": instructions, "classify": reviews, "reward": pairs}[task]
+@pytest.mark.parametrize("task", ["instruct", "classify", "text", "reward", "dpo"])
+def test_two_batches_of_four_are_one_of_eight(tiny: Tiny, data_of: dict[str, Path], tmp_path: Path, task: str) -> None:
+    if task == "dpo":
+        pytest.importorskip("trl", reason="the dpo extra is not installed")
+    data = data_of[task]
     settings: dict[str, Any] = {"data": data, "base": str(tiny("llama")), "epochs": 3, "lr": 0.005}
-    if task == "classify":
-        settings |= {"class_weights": "balanced"}
+    settings |= {"classify": {"class_weights": "balanced"}, "text": {"max_length": 8}}.get(task, {})
     one = run(task, tmp_path / "one", batch_size=8, **settings)
     two = run(task, tmp_path / "two", batch_size=4, accumulate=2, **settings)
     assert len(one.steps) == len(two.steps) >= 6

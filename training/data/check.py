@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from adapters.base import resolve_base
+from training.config import MAX_LENGTH
 from training.data.columns import KINDS, Columns, Kind, check_columns, find_kind
 from training.data.dataset import Dataset, assemble, read_parts
 from training.data.findings import Finding, RowLength
@@ -15,7 +16,7 @@ from training.data.inspection import inspect
 from training.data.lengths import find_template, measure
 from training.data.sources import Source
 from training.data.tables import FileKind
-from training.errors import ConfigError, Problem
+from training.errors import ConfigError, Problem, in_order
 
 _ENOUGH_ROWS = 200
 """Rows that are looked at to tell what kind they are."""
@@ -26,17 +27,19 @@ class Checked:
     """What was seen.
 
     Args:
-        problems: what stops a run; if there are any in the rows themselves, nothing was measured.
-        lengths: of the rows of each part; empty where nothing was measured.
-        max_length: most tokens in a row; 0 where nothing was measured.
+        dataset: the rows that can be used.
+        problems: what is wrong with the others; any of them stops a run.
+        findings: of the rows that can be used.
+        lengths: of the rows of each part, in their order.
+        max_length: most tokens in a row.
     """
 
     dataset: Dataset[Any]
     problems: tuple[Problem, ...]
-    findings: tuple[Finding, ...] = ()
-    lengths: Mapping[str, Sequence[RowLength]] = field(default_factory=dict)
-    base: str = ""
-    max_length: int = 0
+    findings: tuple[Finding, ...]
+    lengths: Mapping[str, Sequence[RowLength]]
+    base: str
+    max_length: int
 
     @property
     def has_warnings(self) -> bool:
@@ -58,23 +61,22 @@ def check(
 ) -> Checked:
     """Read, measure with the tokenizer of ``base`` and inspect. Without ``kind`` the columns tell it.
 
+    Args:
+        max_length: most tokens in a row; else as many as training takes. The base's context in any case.
+
     Raises:
         ConfigError: an argument that cannot be, or rows that fit no kind.
         BaseModelError: the base cannot be used.
     """
-    renderer = find_template(template)
+    renderer, source = find_template(template), resolve_base(base)
     sources = read_parts(parts, file_kind, texts=kind == "text")
     kind = kind or guess_kind(next(iter(sources.values())), columns or {}, ignore)
     dataset, problems = assemble(kind, sources, check_columns(kind, columns or {}, ignore), labels)
-    if problems:
-        return Checked(dataset, tuple(problems))
-    source = resolve_base(base)
     measured = {part: measure(rows, source.tokenizer(), renderer) for part, rows in dataset.parts.items()}
-    problems = [problem for _, of_part in measured.values() for problem in of_part]
-    if problems:
-        return Checked(dataset, tuple(problems))
-    lengths = {part: of_part for part, (of_part, _) in measured.items()}
-    most = min(max_length or source.max_length, source.max_length)
+    dataset = replace(dataset, parts={part: tuple(found.rows) for part, found in measured.items()})
+    problems = in_order([*problems, *(problem for found in measured.values() for problem in found.problems)])
+    lengths = {part: found.lengths for part, found in measured.items()}
+    most = min(max_length or MAX_LENGTH, source.max_length)
     findings = inspect(
         dataset.parts,
         labels=dataset.labels,
@@ -83,7 +85,7 @@ def check(
         max_length=most,
         passed_over=dataset.passed_over,
     )
-    return Checked(dataset, (), tuple(findings), lengths, source.id, most)
+    return Checked(dataset, tuple(problems), tuple(findings), lengths, source.id, most)
 
 
 def guess_kind(source: Source, columns: Mapping[str, str], ignore: Sequence[str]) -> Kind:

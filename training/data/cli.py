@@ -53,7 +53,8 @@ def check(
     base: Annotated[str, typer.Option(help="Base whose tokens are counted.")] = "embedded",
     template: Annotated[str, typer.Option(help="Prompt: alpaca, chat, plain, or the path of a Jinja file.")] = "alpaca",
     max_length: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens in a row; else the base's context.")
+        int | None,
+        typer.Option(min=1, help="Most tokens in a row; else as many as training takes: 256, or the base's context."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="End with status 1 if there are warnings.")] = False,

@@ -14,7 +14,7 @@ _LONGEST_CELL = 1 << 28
 def read_csv(content: bytes, table: Table) -> None:
     """A header and rows; a row's number is the line on which it starts. Every cell is a string."""
     text = decode_file(content, table)
-    if text is None or not text.strip():
+    if not text.strip():
         return
     rows = _rows(text, table)
     _, header = next(rows, (0, []))

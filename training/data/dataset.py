@@ -17,7 +17,7 @@ from training.data.preference import read_preference
 from training.data.rows import DocumentRow, InstructRow, Place, PreferenceRow, TextRow
 from training.data.sources import STANDARD_INPUT, Source, read_source
 from training.data.tables import FileKind, Record, Table
-from training.errors import ConfigError, DataError, Problem
+from training.errors import ConfigError, DataError, Problem, in_order
 
 Row = InstructRow | TextRow | DocumentRow | PreferenceRow
 AnyRow = TypeVar("AnyRow", InstructRow, TextRow, DocumentRow, PreferenceRow, Row)
@@ -112,11 +112,28 @@ def read_dataset(
         DataError: with every bad row of every file.
         ConfigError: a column map that fits no format, or standard input for two parts.
     """
-    known = check_columns(kind, columns or {}, ignore)
-    dataset, problems = assemble(kind, read_parts(parts, file_kind, texts=kind == "text"), known, labels)
+    dataset, problems = read_rows(kind, parts, columns=columns, ignore=ignore, labels=labels, file_kind=file_kind)
     if problems:
         raise DataError(problems)
     return dataset
+
+
+def read_rows(
+    kind: Kind,
+    parts: Mapping[str, Path | str],
+    *,
+    columns: Mapping[str, str] | None = None,
+    ignore: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    file_kind: FileKind | None = None,
+) -> tuple[Dataset[Any], list[Problem]]:
+    """As ``read_dataset``, for whoever has more to say of the rows that can be used: those, and all problems.
+
+    Raises:
+        ConfigError: a column map that fits no format, or standard input for two parts.
+    """
+    known = check_columns(kind, columns or {}, ignore)
+    return assemble(kind, read_parts(parts, file_kind, texts=kind == "text"), known, labels)
 
 
 def read_parts(
@@ -145,15 +162,11 @@ def assemble(
         rows = {part: tuple(_numbered(texts[part], names, multi_label)) for part in texts}
     else:
         rows = {part: tuple(_rows(kind, source, columns, formats)) for part, source in sources.items()}
-    problems = [
-        problem
-        for source in sources.values()
-        for table in source.tables
-        for problem in sorted(table.problems, key=lambda problem: problem.number)
-    ]
+    problems = [problem for source in sources.values() for table in source.tables for problem in table.problems]
     hashes = {part: source.sha256 for part, source in sources.items()}
     passed_over = tuple(file for source in sources.values() for file in source.passed_over)
-    return Dataset(kind, rows, names.names, multi_label, hashes, dict(formats), passed_over), problems
+    dataset = Dataset(kind, rows, names.names, multi_label, hashes, dict(formats), passed_over)
+    return dataset, in_order(problems)
 
 
 def _recognised(

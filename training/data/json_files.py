@@ -12,11 +12,8 @@ def read_jsonl(content: bytes, table: Table) -> None:
     for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
-        text = decode_line(line, table, number)
-        if text is None:
-            continue
         try:
-            value = json.loads(text, object_pairs_hook=_unique_keys)
+            value = json.loads(decode_line(line, table, number), object_pairs_hook=_unique_keys)
         except json.JSONDecodeError as error:
             what = f"not JSON: {error.msg} at column {error.colno}"
             table.problem(number, what, "write one whole JSON object on the line")
@@ -28,11 +25,8 @@ def read_jsonl(content: bytes, table: Table) -> None:
 
 def read_json(content: bytes, table: Table) -> None:
     """A list of objects; its rows are counted, not its lines."""
-    text = decode_file(content, table)
-    if text is None:
-        return
     try:
-        values = json.loads(text, object_pairs_hook=_unique_keys)
+        values = json.loads(decode_file(content, table), object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as error:
         what = f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         table.problem(0, what, "write one list of objects; one object on each line is a .jsonl file")

@@ -1,6 +1,7 @@
 """How long rows are in the tokens of a base, rendered by the one renderer."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +30,30 @@ def find_template(spec: str) -> PromptTemplate:
         raise ConfigError(f"--template {spec}: neither {named} nor a file that can be read ({error})") from None
 
 
-def measure(rows: Sequence[Row], tokenizer: Any, template: PromptTemplate) -> tuple[list[RowLength], list[Problem]]:
-    """The length of every row as it would be trained, and the rows that the template or the tokenizer refuses.
+@dataclass(slots=True)
+class Measured:
+    """The rows that the template and the tokenizer take, with their lengths, and what is wrong with the others."""
+
+    rows: list[Row] = field(default_factory=list)
+    lengths: list[RowLength] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def measure(rows: Sequence[Row], tokenizer: Any, template: PromptTemplate) -> Measured:
+    """Every row as it would be trained.
 
     A conversation is as long as its longest exchange; what is learned is counted over all of them.
     """
-    lengths, problems = [], []
+    found = Measured()
     for row in rows:
         try:
-            lengths.append(_length(row, tokenizer, template))
+            length = _length(row, tokenizer, template)
         except UNFIT as error:
-            problems.append(problem_of(row.place, error))
-    return lengths, problems
+            found.problems.append(problem_of(row.place, error))
+        else:
+            found.rows.append(row)
+            found.lengths.append(length)
+    return found
 
 
 def _length(row: Row, tokenizer: Any, template: PromptTemplate) -> RowLength:

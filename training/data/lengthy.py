@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from training.data.findings import Finding, Row, RowLength, share
-from training.data.rows import InstructRow
+from training.data.findings import Finding, Row, RowLength, Severity, share
+from training.data.rows import DocumentRow, InstructRow, TextRow
+
+LONGER = "raise --max-length, or shorten them"
 
 
 def find_over_long(
@@ -17,7 +19,19 @@ def find_over_long(
             longest = max(length.tokens for length in measured)
             rest = f"more than {max_length:,} tokens, the longest {longest:,}"
             message = share(len(long), len(rows), part, f"has {rest}", f"have {rest}")
-            yield Finding("over-long", "warning", message, "raise --max-length, or shorten them", tuple(long))
+            severity, fate = _fate(rows[0])
+            yield Finding("over-long", severity, message, fate, tuple(long))
+
+
+def _fate(row: Row) -> tuple[Severity, str]:
+    """What training does with rows that are too long, and what to do about it."""
+    match row:
+        case DocumentRow():
+            return "note", "training reads them in pieces of that many; nothing is lost"
+        case TextRow():
+            return "warning", f"training cuts them; {LONGER}"
+        case _:
+            return "warning", f"training leaves them out; {LONGER}"
 
 
 def find_nothing_learned(

@@ -33,7 +33,9 @@ def show(console: Console, checked: Checked) -> None:
     console.print(f"[bold]{data.kind}[/bold] rows, written as: {escape(formats) or 'nothing known'}")
     if checked.problems:
         console.print(f"[red]{escape(str(DataError(checked.problems)))}[/red]", soft_wrap=True)
-        return
+        if not any(data.parts.values()):
+            return
+        console.print("of the rows that can be used:")
     console.print(_part_table(checked))
     if data.labels:
         console.print(_label_table(checked))
@@ -55,14 +57,14 @@ def as_json(checked: Checked) -> dict[str, Any]:
         "labels": list(data.labels),
         "multi_label": data.multi_label,
         "sha256": data.sha256,
-        "base": checked.base or None,
-        "max_length": checked.max_length or None,
+        "base": checked.base,
+        "max_length": checked.max_length,
         "parts": {part: _part_values(checked, part) for part in data.parts},
         "problems": [
             {"file": str(each.file), "where": each.where, "number": each.number, "what": each.what, "mend": each.mend}
             for each in checked.problems
         ],
-        "findings": [_finding_values(finding) for finding in checked.findings],
+        "findings": [finding_values(finding) for finding in checked.findings],
     }
 
 
@@ -109,9 +111,10 @@ def _percentiles(tokens: Sequence[int]) -> tuple[int, int, int, int]:
 
 
 def _part_values(checked: Checked, part: str) -> dict[str, Any]:
-    values: dict[str, Any] = {"rows": len(checked.dataset.parts[part])}
-    if part in checked.lengths:
-        values["tokens"] = _token_values(checked.lengths[part], checked.max_length)
+    values: dict[str, Any] = {
+        "rows": len(checked.dataset.parts[part]),
+        "tokens": _token_values(checked.lengths[part], checked.max_length),
+    }
     if checked.dataset.labels:
         counts = _label_counts(checked, part)
         values["labels"] = {name: counts[name] for name in checked.dataset.labels}
@@ -128,7 +131,8 @@ def _token_values(lengths: Sequence[RowLength], max_length: int) -> dict[str, in
     }
 
 
-def _finding_values(finding: Finding) -> dict[str, Any]:
+def finding_values(finding: Finding) -> dict[str, Any]:
+    """A finding as plain values."""
     return {
         "kind": finding.kind,
         "severity": finding.severity,

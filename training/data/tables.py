@@ -31,9 +31,13 @@ class Table:
     records: list[Record] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
-    def problem(self, number: int, what: str, mend: str) -> None:
-        """Note what is wrong with a row (0: with the file) and how to mend it."""
-        self.problems.append(Problem(self.file, self.where, number, what, mend))
+    def problem(self, number: int, what: str, mend: str, *, where: str | None = None) -> None:
+        """Note what is wrong with a row (0: with the file) and how to mend it.
+
+        Args:
+            where: what the number counts, if not what numbers of this table's records do.
+        """
+        self.problems.append(Problem(self.file, where or self.where, number, what, mend))
 
     def place(self, record: Record) -> Place:
         """Where a record of this table stands."""

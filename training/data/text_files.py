@@ -14,10 +14,7 @@ END_OF_DOCUMENT = "<|endoftext|>"
 
 def read_txt(content: bytes, table: Table) -> None:
     """Each document as a record with the column ``text``; its number is the line on which it starts."""
-    text = decode_file(content, table)
-    if text is None:
-        return
-    lines = text.replace("\r\n", "\n").split("\n")
+    lines = decode_file(content, table).replace("\r\n", "\n").split("\n")
     marked = any(line.strip() == END_OF_DOCUMENT for line in lines)
     border = END_OF_DOCUMENT if marked else ""
     for parts, group in groupby(enumerate(lines, start=1), key=lambda line: line[1].strip() == border):

@@ -10,7 +10,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from adapters.templates import encode_text
 from training.config import ClassifyConfig
-from training.data.rows import TextRow
+from training.data.findings import Finding, counted
+from training.data.lengthy import LONGER
+from training.data.rows import Place, TextRow
 from training.errors import ConfigError
 from training.evaluation.baselines import MAJORITY, WORD_COUNTS, majority_baseline, text_baseline
 from training.evaluation.metrics import class_metrics, class_report, multi_label_report
@@ -41,27 +43,28 @@ class ClassifyTask(Task[TextRow, TextExample]):
     labels: tuple[str, ...]
 
     def __init__(self, config: ClassifyConfig) -> None:
+        self._cut: list[Place] = []
         super().__init__(config)
         self.labels, self.multi_label = self.dataset.labels, self.dataset.multi_label
         if self.multi_label and config.metric == "accuracy":
             self.notes.append("a row counts as right for accuracy if all of its labels are")
         self._weights = self._label_weights()
         self._sentences = self._read_sentences()
-        self._cut = 0
 
     def encode_row(self, row: TextRow) -> Sequence[TextExample]:
         """Token ids, cut to the limit."""
         ids = encode_text(self.tokenizer, row.text, _NO_LIMIT, self.config.truncation_side)
         if len(ids) > self.max_length:
-            self._cut += 1
+            self._cut.append(row.place)
             ids = encode_text(self.tokenizer, row.text, self.max_length, self.config.truncation_side)
         return [TextExample(row.place, tuple(ids), row.labels, row.text)]
 
     def finish(self) -> None:
-        """Say how many texts were cut."""
+        """Say which texts were cut."""
         if self._cut:
-            side = self.config.truncation_side
-            self.notes.append(f"{self._cut} texts of more than {self.max_length} tokens lose their {side} end")
+            side, texts = self.config.truncation_side, counted(len(self._cut), "text")
+            message = f"{texts} of more than {self.max_length} tokens, cut at the {side} end"
+            self.findings.append(Finding("over-long", "warning", message, LONGER, tuple(self._cut)))
 
     def load_model(self) -> Any:
         """The base with a new head, drawn at random."""

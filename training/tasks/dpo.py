@@ -10,6 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from training.config import DpoConfig
 from training.data.lengths import find_template
+from training.data.lengthy import LONGER
 from training.data.rows import PreferenceRow
 from training.data.unfit import answer_ids
 from training.dpo import DpoLoss, check_alone, check_installed
@@ -54,7 +55,10 @@ class DpoTask(Task[PreferenceRow, PreferenceExample]):
         """Leave out pairs of which an answer is too long."""
         self.keep(
             lambda example: max(len(example.ids), len(example.rejected)) <= self.max_length,
-            f"rows of more than {self.max_length} tokens are left out (--max-length)",
+            "over-long",
+            "row",
+            f"of more than {self.max_length} tokens",
+            LONGER,
         )
 
     def load_model(self) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 from adapters.templates import PromptInput
 from training.config import InstructConfig
 from training.data.lengths import find_template
+from training.data.lengthy import LONGER
 from training.data.rows import Exchange, InstructRow
 from training.data.unfit import answer_ids
 from training.fast.model import FastModel
@@ -37,7 +38,10 @@ class InstructTask(LanguageTask[InstructRow]):
         """Leave out rows that are too long, since their end is what matters most."""
         self.keep(
             lambda example: len(example.ids) <= self.max_length,
-            f"rows of more than {self.max_length} tokens are left out (--max-length)",
+            "over-long",
+            "row",
+            f"of more than {self.max_length} tokens",
+            LONGER,
         )
 
     def answer(self, fast: FastModel, examples: Sequence[AnswerExample]) -> list[Sample]:

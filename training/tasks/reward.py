@@ -10,6 +10,7 @@ from torch.nn.functional import logsigmoid
 from adapters.templates import scored_end, scored_ids
 from training.config import RewardConfig
 from training.data.lengths import find_template
+from training.data.lengthy import LONGER
 from training.data.rows import PreferenceRow
 from training.evaluation.metrics import preference_metrics
 from training.fast.model import FastModel, Rows, Target
@@ -43,7 +44,10 @@ class RewardTask(Task[PreferenceRow, PairExample]):
         """Leave out pairs of which an answer is too long."""
         self.keep(
             lambda example: max(len(example.ids), len(example.rejected)) <= self.max_length,
-            f"rows of more than {self.max_length} tokens are left out (--max-length)",
+            "over-long",
+            "row",
+            f"of more than {self.max_length} tokens",
+            LONGER,
         )
 
     def load_model(self) -> Any:

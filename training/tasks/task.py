@@ -12,9 +12,11 @@ from typing import Any, Generic, Literal, TypeVar, cast
 import torch
 from torch import Tensor
 
-from adapters.base import BaseSource
+from adapters.base import BaseSource, resolve_base
+from adapters.errors import AdapterError
 from training.config import TrainConfig
-from training.data.dataset import Dataset, Row, read_dataset
+from training.data.dataset import Dataset, Row, read_rows
+from training.data.findings import Finding, FindingKind, counted
 from training.data.inspection import inspect
 from training.data.split import Split, divide
 from training.data.unfit import UNFIT, problem_of
@@ -43,7 +45,7 @@ class Task(ABC, Generic[AnyRow, AnyExample]):
     rows: Split[AnyRow]
     examples: Split[AnyExample]
     notes: list[str]
-    findings: list[str]
+    findings: list[Finding]
 
     def __init__(self, config: TrainConfig) -> None:
         """Read the rows.
@@ -54,7 +56,7 @@ class Task(ABC, Generic[AnyRow, AnyExample]):
         """
         self.config = config
         self.notes, self.findings = [], []
-        self.dataset = read_dataset(
+        self.dataset, problems = read_rows(
             config.data_kind,
             given_files(config),
             columns=config.columns,
@@ -62,6 +64,8 @@ class Task(ABC, Generic[AnyRow, AnyExample]):
             labels=getattr(config, "labels", ()),
             file_kind=config.file_kind,
         )
+        if problems:
+            raise DataError([*problems, *self._refused()])
         parts = cast(Mapping[str, Sequence[AnyRow]], self.dataset.parts)
         self.rows = divide(
             parts,
@@ -70,13 +74,12 @@ class Task(ABC, Generic[AnyRow, AnyExample]):
             order=config.split,
             seed=config.seed,
         )
-        found = inspect(
+        self.findings = inspect(
             {"train": self.rows.train, "validation": self.rows.validation, "test": self.rows.test},
             labels=self.dataset.labels,
             multi_label=self.dataset.multi_label,
             passed_over=self.dataset.passed_over,
         )
-        self.findings = [finding.message for finding in found]
 
     @abstractmethod
     def encode_row(self, row: AnyRow) -> Sequence[AnyExample]:
@@ -159,9 +162,8 @@ class Task(ABC, Generic[AnyRow, AnyExample]):
             yield ordered[start : start + size]
 
     def encode(self, base: BaseSource) -> None:
-        """Take ``base``'s tokenizer and turn the rows into token ids; ``notes`` says what was cut or left out."""
-        self.base = base
-        self.tokenizer = base.tokenizer()
+        """Take ``base``'s tokenizer and turn the rows into token ids; ``findings`` says what was cut or left out."""
+        self._take(base)
         eos = self.tokenizer.eos_token_id
         # Some tokenizers have no padding token; the vocabulary is never resized for one.
         self.pad_id = eos if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
@@ -190,16 +192,37 @@ class Task(ABC, Generic[AnyRow, AnyExample]):
     def finish(self) -> None:
         """Look over the encoded rows; a task that leaves out what is too long does it here."""
 
-    def keep(self, fits: Callable[[AnyExample], bool], why: str) -> None:
-        """Leave out the examples that do not fit, and note ``why``, a sentence after their number."""
-        kept = [[example for example in part if fits(example)] for part in self._parts()]
-        left_out = sum(len(part) for part in self._parts()) - sum(len(part) for part in kept)
-        if not left_out:
+    def keep(self, fits: Callable[[AnyExample], bool], kind: FindingKind, noun: str, which: str, mend: str) -> None:
+        """Leave out the examples that do not fit; a finding names their rows.
+
+        Args:
+            noun: what a row is here.
+            which: those that do not fit, in words that follow the noun.
+        """
+        parts = (self.examples.train, self.examples.validation, self.examples.test)
+        places = dict.fromkeys(example.place for part in parts for example in part if not fits(example))
+        if not places:
             return
-        self.notes.append(f"{left_out} {why}")
-        self.examples = Split(*kept)
+        message = f"{counted(len(places), noun)} {which} {'is' if len(places) == 1 else 'are'} left out"
+        self.findings.append(Finding(kind, "warning", message, mend, tuple(places)))
+        self.examples = Split(*([example for example in part if fits(example)] for part in parts))
         if not self.examples.train or not self.examples.validation:
-            raise ConfigError(f"{left_out} {why}, and none are left to train on or to validate on")
+            raise ConfigError(f"{message}, and none are left to train on or to validate on: {mend}")
+
+    def _take(self, base: BaseSource) -> None:
+        self.base = base
+        self.tokenizer = base.tokenizer()
+
+    def _refused(self) -> list[Problem]:
+        """What the template and the tokenizer refuse of the rows that can be read; nothing if there is no such base."""
+        problems: list[Problem] = []
+        try:
+            self._take(resolve_base(self.config.base))
+        except AdapterError:
+            return problems
+        for rows in self.dataset.parts.values():
+            self._encoded(rows, problems)
+        return problems
 
     def _encoded(self, rows: Sequence[AnyRow], problems: list[Problem]) -> list[AnyExample]:
         """Rows as token ids; those that the template or the tokenizer refuses become problems."""
@@ -210,9 +233,6 @@ class Task(ABC, Generic[AnyRow, AnyExample]):
             except UNFIT as error:
                 problems.append(problem_of(row.place, error))
         return examples
-
-    def _parts(self) -> tuple[list[AnyExample], ...]:
-        return (self.examples.train, self.examples.validation, self.examples.test)
 
 
 def given_files(config: TrainConfig) -> Mapping[str, Any]:

@@ -32,7 +32,7 @@ class TextTask(LanguageTask[DocumentRow]):
 
     def finish(self) -> None:
         """A text of a single token predicts nothing."""
-        self.keep(lambda example: len(example.ids) > 1, "texts of no tokens are left out")
+        self.keep(lambda example: len(example.ids) > 1, "nothing learned", "text", "of no tokens", "remove them")
 
     def answer(self, fast: FastModel, examples: Sequence[AnswerExample]) -> list[Sample]:
         """How the model goes on, beside how the text does; there is no right or wrong."""

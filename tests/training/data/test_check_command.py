@@ -105,6 +105,56 @@ def test_an_answer_that_holds_the_end_token_is_a_problem(tmp_path: Path) -> None
     assert f"an answer holds {end}, which is how the base ends an answer" in result.output
 
 
+def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    """Of the file, the rows, what the template and the tokenizer refuse; and what is worth knowing of the rest."""
+    end = resolve_base("embedded").tokenizer().eos_token
+    talk = messages("user: a", "assistant: b", "user: c", "assistant: d")
+    file = tmp_path / "rows.jsonl"
+    rows = [*INSTRUCTIONS, {"messages": talk}, {"prompt": "a", "completion": ""}, {"prompt": "a", "completion": end}]
+    lines = [json.dumps(row) for row in (*rows, INSTRUCTIONS[0])]
+    file.write_bytes("\n".join(lines).encode() + b'\n{"prompt": "caf\xe9", "completion": "b"}\n{"prompt"\n')
+    result = run(file)
+    assert result.exit_code == 2
+    said = [line.strip() for line in result.output.splitlines()]
+    start = said.index(f"{file}: 5 bad rows")
+    assert [line.split(" — ")[0].split(": ")[0] for line in said[start + 1 : start + 6]] == [
+        "line 11", "line 12", "line 13", "line 15", "line 16",
+    ]  # fmt: skip
+    assert "of the rows that can be used:" in said
+    assert any("1 of 12 training rows repeats an earlier one" in line for line in said), result.output
+    values = json.loads(run(file, "--json").stdout)
+    assert [problem["number"] for problem in values["problems"]] == [11, 12, 13, 15, 16]
+    assert values["parts"]["data"]["rows"] == 12
+    assert "duplicates" in [finding["kind"] for finding in values["findings"]]
+
+
+def test_rows_of_which_none_can_be_used(tmp_path: Path) -> None:
+    result = run(write_jsonl(tmp_path / "rows.jsonl", [{"text": "", "label": "a"}]))
+    assert result.exit_code == 2
+    assert "'text' is empty" in result.output
+    assert "of the rows that can be used" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("rows", "severity", "fate"),
+    [
+        ([{"instruction": "a", "output": "one " * 300}, *INSTRUCTIONS], "warning", "training leaves them out"),
+        ([{"text": "one " * 300, "label": "z"}, *REVIEWS], "warning", "training cuts them"),
+        ([{"text": "one " * 300}, {"text": "short"}], "note", "training reads them in pieces"),
+    ],
+)
+def test_rows_are_too_long_where_training_says_so(
+    tmp_path: Path, rows: list[dict[str, str]], severity: str, fate: str
+) -> None:
+    """256 tokens, though the base could read more."""
+    values = as_json(write_jsonl(tmp_path / "rows.jsonl", rows))
+    assert values["max_length"] == 256 < resolve_base("embedded").max_length
+    (found,) = [finding for finding in values["findings"] if finding["kind"] == "over-long"]
+    assert found["severity"] == severity
+    assert found["mend"].startswith(fate)
+    assert [place["number"] for place in found["places"]] == [1]
+
+
 def test_warnings_end_with_1_only_if_asked(tmp_path: Path, reviews: Path) -> None:
     doubled = write_jsonl(tmp_path / "doubled.jsonl", [*REVIEWS, REVIEWS[0]])
     assert [run(doubled).exit_code, run(doubled, "--strict").exit_code, run(reviews, "--strict").exit_code] == [0, 1, 0]

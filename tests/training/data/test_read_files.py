@@ -147,6 +147,34 @@ def test_invalid_utf8_in_a_csv_is_named_by_its_lines(tmp_path: Path) -> None:
     assert [number for number, what in problems("classify", file) if "UTF-8" in what] == [3, 4]
 
 
+@pytest.mark.parametrize("suffix", ["csv", "json", "jsonl", "txt"])
+def test_what_is_not_utf8_hides_nothing_else(tmp_path: Path, suffix: str) -> None:
+    """The lines that are not, and whatever is wrong beside them."""
+    content = {
+        "csv": b'text,label\ncaf\xe9,1\nb\n"\xff"\n,0\n',
+        "json": b'[{"text": "caf\xe9", "label": 1},\n{"text": "", "label": 0},\n{"text": "\xff"}]',
+        "jsonl": b'{"text": "caf\xe9", "label": 1}\n{"text": "", "label": 0}\n{"text": "\xff"}\n',
+        "txt": b"caf\xe9\n\nfine\n",
+    }[suffix]
+    file = tmp_path / f"rows.{suffix}"
+    file.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_dataset("text" if suffix == "txt" else "classify", {"data": file})
+    found = [(problem.where, problem.number, problem.what) for problem in caught.value.problems]
+    lines = [(where, number) for where, number, what in found if what.startswith("not UTF-8")]
+    others = {what for _, _, what in found if not what.startswith("not UTF-8")}
+    match suffix:
+        case "csv":
+            assert lines == [("line", 2), ("line", 4)]
+            assert others == {"1 cells where the header has 2", "'text' is empty"}
+        case "txt":
+            assert (lines, others) == ([("line", 1)], set())
+        case _:
+            assert lines == [("line", 1), ("line", 3)]
+            assert "'text' is empty" in others
+            assert len(others) == 2
+
+
 def test_long_cells_are_read(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_text(f"text\n{'word ' * 40_000}\n")

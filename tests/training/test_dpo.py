@@ -16,6 +16,7 @@ from adapters.names import AdapterRef
 from adapters.store import Store
 from adapters.templates import PromptInput, PromptTemplate, completion_ids
 from tests.training.conftest import THINGS, write_jsonl
+from tests.training.served import assert_served_as_trained
 from training.config import make_config
 from training.dpo import DpoLoss
 from training.dry_run import rendered
@@ -153,6 +154,8 @@ def test_a_run_learns_the_preference_and_publishes_a_writer(tiny: Tiny, pairs: P
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
+    examples = made(tiny("llama"), pairs).examples.train[:5]
+    assert_served_as_trained(tiny("llama"), version.path, [row.ids[: row.prompt_length + 2] for row in examples])
 
 
 def test_a_resumed_run_ends_as_an_undisturbed_one(tiny: Tiny, pairs: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from adapters.adapter import load_adapter
 from adapters.base import resolve_base
 from adapters.config import HEAD_ONLY
 from tests.support.tiny import peft_model
-from tests.training.conftest import INSTRUCTIONS, write_jsonl
+from tests.training.conftest import INSTRUCTIONS, THINGS, write_jsonl
 from tests.training.running import WEIGHTS, config, encoded, quiet, run, said, weights
 from tests.training.served import assert_served_as_trained, of_engine, published
 from training import pipeline
@@ -107,6 +107,26 @@ def test_bfloat16_reaches_a_base_that_is_trained_whole(tiny: Tiny, texts: Path, 
 
 
 # ── the best epoch ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_epoch_with_most_exact_answers_is_the_best(tiny: Tiny, tmp_path: Path) -> None:
+    """The first of them, whatever its loss."""
+    rows = [
+        {"instruction": f"Is {thing} good?", "output": "Yes." if n % 2 else "No."} for n, thing in enumerate(THINGS)
+    ]
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    settings: dict[str, Any] = {"metric": "exact_match", "answers": 10, "answer_tokens": 6, "epochs": 4}
+    settings |= {"lr": 0.003, "rank": 8, "batch_size": 2, "warmup": 0, "schedule": "constant", "validation": data}
+    results = run("instruct", tmp_path, data=data, base=str(tiny("llama")), publish="acme/mine", **settings)
+    found = [point.validation["exact_match"] for point in results.epochs]
+    assert found[0] == 0 < max(found)
+    best = found.index(max(found)) + 1
+    assert (results.best.metric, results.best.epoch, results.best.value) == ("exact_match", best, max(found))
+    chosen = (tmp_path / f"run/checkpoints/epoch-{best}" / WEIGHTS).read_bytes()
+    assert (published(tmp_path).path / WEIGHTS).read_bytes() == chosen
+    assert results.after.metrics["exact_match"] == max(found)
+    # Not only the figure: so many of the answers that are shown are the expected ones.
+    assert sum(bool(sample.right) for sample in results.after.samples) == round(10 * max(found))
 
 
 def test_the_best_epoch_is_published_not_the_last(tiny: Tiny, reviews: Path, tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from sklearn.metrics import (
     brier_score_loss,
     confusion_matrix,
     f1_score,
+    multilabel_confusion_matrix,
     precision_recall_fscore_support,
 )
 
-from training.reporting.results import Bin, Calibration, ClassReport, Confusion, LabelScore
+from training.reporting.results import Bin, Calibration, ClassReport, Confusion, Decisions, LabelScore
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
@@ -50,22 +51,26 @@ def class_report(labels: Sequence[str], expected: Sequence[int] | Ints, probabil
     )
 
 
-def multi_label_report(labels: Sequence[str], expected: Ints, answered: Ints) -> ClassReport:
+def multi_label_report(labels: Sequence[str], expected: Ints, probabilities: Floats, threshold: float) -> ClassReport:
     """The report of a classifier of any number of labels a row.
 
     Args:
         labels: names of the labels in order.
         expected: 1 where a row has a label, else 0 [rows, labels].
-        answered: 1 where the model gave it, else 0 [rows, labels].
+        probabilities: that a row has a label [rows, labels].
+        threshold: from which probability it is given.
     """
-    if not len(expected) or expected.shape != answered.shape or expected.shape[1] != len(labels):
-        raise ValueError(f"{len(labels)} labels do not fit {expected.shape} and {answered.shape}")
+    if not len(expected) or expected.shape != probabilities.shape or expected.shape[1] != len(labels):
+        raise ValueError(f"{len(labels)} labels do not fit {expected.shape} and {probabilities.shape}")
+    answered = (probabilities >= threshold).astype(int)
     return ClassReport(
         multi_label=True,
         accuracy=float((expected == answered).all(1).mean()),
         macro_f1=_f1(expected, answered, "macro"),
         micro_f1=_f1(expected, answered, "micro"),
         labels=_label_scores(labels, expected, answered),
+        decisions=_decisions(labels, expected, answered),
+        calibration=_calibration_of_labels(expected, probabilities),
     )
 
 
@@ -86,8 +91,9 @@ def label_metrics(expected: Ints, answered: Ints) -> dict[str, float]:
 def class_metrics(report: ClassReport) -> dict[str, float]:
     """The figures of a report that stand in the table before and after."""
     if report.multi_label:
-        return {"exact_match": report.accuracy, "micro_f1": report.micro_f1, "macro_f1": report.macro_f1}
-    metrics = {"accuracy": report.accuracy, "macro_f1": report.macro_f1}
+        metrics = {"exact_match": report.accuracy, "micro_f1": report.micro_f1, "macro_f1": report.macro_f1}
+    else:
+        metrics = {"accuracy": report.accuracy, "macro_f1": report.macro_f1}
     if report.calibration is not None:
         metrics |= {"calibration_error": report.calibration.error, "brier": report.calibration.brier}
     return metrics
@@ -155,18 +161,40 @@ def _confusions(labels: Sequence[str], matrix: Ints) -> tuple[Confusion, ...]:
     )
 
 
+def _decisions(labels: Sequence[str], expected: Ints, answered: Ints) -> tuple[Decisions, ...]:
+    cells = multilabel_confusion_matrix(expected, answered).reshape(-1, 4).tolist()
+    return tuple(
+        Decisions(
+            label=label, true_negatives=absent, false_positives=invented, false_negatives=missed, true_positives=found
+        )
+        for label, (absent, invented, missed, found) in zip(labels, cells, strict=True)
+    )
+
+
 def _calibration(expected: Ints, probabilities: Floats) -> Calibration:
     # Softmax in float32 sums to 1 within rounding only, which scikit-learn does not accept.
     exact = np.asarray(probabilities, float)
     exact = exact / exact.sum(1, keepdims=True)
     brier = brier_score_loss(expected, exact, labels=range(exact.shape[1]), scale_by_half=True)
     bins = _bins(exact.max(1), exact.argmax(1) == expected)
+    return Calibration(bins=bins, error=_error(bins), brier=float(brier))
+
+
+def _calibration_of_labels(expected: Ints, probabilities: Floats) -> Calibration:
+    """Over every label of every row."""
+    exact, there = np.asarray(probabilities, float).ravel(), np.asarray(expected).ravel() == 1
+    bins = _bins(exact, there)
+    return Calibration(bins=bins, error=_error(bins), brier=float(np.mean((exact - there) ** 2)))
+
+
+def _error(bins: Sequence[Bin]) -> float:
+    """The expected calibration error."""
     gaps = [
         abs(one.confidence - one.accuracy) * one.count
         for one in bins
         if one.confidence is not None and one.accuracy is not None
     ]
-    return Calibration(bins=bins, error=sum(gaps) / len(exact), brier=float(brier))
+    return sum(gaps) / sum(one.count for one in bins)
 
 
 def _bins(confidence: Floats, right: NDArray[np.bool_]) -> tuple[Bin, ...]:

@@ -131,10 +131,21 @@ class Confusion(_Frozen):
     count: Count
 
 
+class Decisions(_Frozen):
+    """One label of any number: the four cells of its confusion matrix, in rows. Positive is the label being there."""
+
+    label: str
+    true_positives: Count
+    false_negatives: Count
+    false_positives: Count
+    true_negatives: Count
+
+
 class Bin(_Frozen):
     """Answers given with a confidence above ``low`` and up to ``high``: how many, how sure on average, how often right.
 
-    ``confidence`` and ``accuracy`` are None where there were none.
+    Of any number of labels an answer is one label of one row, its confidence the probability that the label is there,
+    and right that it is. ``confidence`` and ``accuracy`` are None where there were none.
     """
 
     low: Figure
@@ -161,7 +172,8 @@ class ClassReport(_Frozen):
 
     ``accuracy`` is the share of rows with exactly the right labels (multi-label: the exact match ratio). ``matrix``
     has a row for each expected and a column for each answered label, in the order of ``labels``; it is None for
-    multi-label and where there are too many labels to carry it. ``confusions`` are the commonest mistakes, most first.
+    multi-label, which has ``decisions`` for each label, and where there are too many labels to carry it.
+    ``confusions`` are the commonest mistakes, most first.
     """
 
     multi_label: bool
@@ -171,6 +183,7 @@ class ClassReport(_Frozen):
     labels: tuple[LabelScore, ...]
     matrix: tuple[tuple[Count, ...], ...] | None = None
     confusions: tuple[Confusion, ...] = ()
+    decisions: tuple[Decisions, ...] = ()
     calibration: Calibration | None = None
 
 

@@ -59,11 +59,13 @@ def labels_table(report: ClassReport) -> Table:
     left_out = len(report.labels) - len(shown)
     table = _table("by label" + (f" (the {len(shown)} with most rows of {len(report.labels)})" if left_out else ""))
     table.add_column("label")
-    for name in ("precision", "recall", "F1", "rows"):
+    wrong = {one.label: (f"{one.false_negatives:,}", f"{one.false_positives:,}") for one in report.decisions}
+    for name in ("precision", "recall", "F1", "rows", *(("missed", "wrongly given") if wrong else ())):
         table.add_column(name, justify="right")
     for one in shown if left_out else report.labels:
         figures = (figure(one.precision), figure(one.recall), figure(one.f1))
-        table.add_row(escape(one_line(one.label, _NAME_SHOWN)), *figures, f"{one.support:,}")
+        name = escape(one_line(one.label, _NAME_SHOWN))
+        table.add_row(name, *figures, f"{one.support:,}", *wrong.get(one.label, ()))
     return table
 
 

@@ -162,8 +162,8 @@ class ClassifyTask(Task[TextRow, TextExample]):
     def _figures(self, logits: Tensor, examples: Sequence[TextExample]) -> tuple[Metrics, ClassReport]:
         loss = float(self._loss(logits, examples)) / self.weight(examples)
         if self.multi_label:
-            answered = (logits.sigmoid() >= _THRESHOLD).long()
-            report = multi_label_report(self.labels, self._many(examples).long().numpy(), answered.numpy())
+            wanted = self._many(examples).long().numpy()
+            report = multi_label_report(self.labels, wanted, logits.sigmoid().numpy(), _THRESHOLD)
         else:
             shares = logits.softmax(-1).numpy().astype(np.float64)
             report = class_report(self.labels, [example.labels[0] for example in examples], shares)

@@ -72,22 +72,36 @@ def test_a_matrix_of_many_labels_is_left_out_and_its_confusions_stay() -> None:
 
 def test_multi_label_counts_by_hand() -> None:
     expected = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0]])
+    probabilities = np.array([[0.9, 0.2, 0.4], [0.1, 0.5, 0.3], [0.2, 0.8, 0.1]])
     answered = np.array([[1, 0, 0], [0, 1, 0], [0, 1, 0]])
-    report = multi_label_report(LABELS, expected, answered)
+    report = multi_label_report(LABELS, expected, probabilities, 0.5)
     assert report.multi_label
     assert report.accuracy == pytest.approx(1 / 3, abs=1e-6)
     assert report.micro_f1 == pytest.approx(2 * 2 / (2 * 2 + 1 + 1), abs=1e-6)
     assert report.macro_f1 == pytest.approx((1 + 2 / 3 + 0) / 3, abs=1e-6)
     assert [one.support for one in report.labels] == [1, 1, 1]
     assert report.matrix is None
-    assert class_metrics(report) == pytest.approx(label_metrics(expected, answered), abs=1e-6)
+    assert [
+        (one.label, one.true_positives, one.false_negatives, one.false_positives, one.true_negatives)
+        for one in report.decisions
+    ] == [(LABELS[0], 1, 0, 0, 2), (LABELS[1], 1, 0, 1, 1), (LABELS[2], 0, 1, 0, 2)]
+    metrics = class_metrics(report)
+    calibration = report.calibration
+    assert calibration is not None
+    assert metrics.pop("brier") == pytest.approx(np.mean((probabilities - expected) ** 2), abs=1e-6)
+    assert metrics.pop("calibration_error") == calibration.error
+    assert metrics == pytest.approx(label_metrics(expected, answered), abs=1e-6)
+    # In tenths, a border counting below it: of two probabilities at 0.1, 0.2, and one each of six others.
+    filled = {round(one.high, 1): (one.count, one.accuracy) for one in calibration.bins if one.count}
+    assert filled == {0.1: (2, 0), 0.2: (2, 0), 0.3: (1, 0), 0.4: (1, 1), 0.5: (1, 1), 0.8: (1, 0), 0.9: (1, 1)}
+    assert calibration.error == pytest.approx((0.2 + 0.4 + 0.3 + 0.6 + 0.5 + 0.8 + 0.1) / 9, abs=1e-6)
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="5 rows of 3 labels do not fit"):
         class_report(LABELS, EXPECTED[:5], PROBABILITIES)
     with pytest.raises(ValueError, match="3 labels do not fit"):
-        multi_label_report(LABELS, np.zeros((2, 2)), np.zeros((2, 2)))
+        multi_label_report(LABELS, np.zeros((2, 2)), np.zeros((2, 2)), 0.5)
     with pytest.raises(ValueError, match="make no pairs"):
         preference_metrics([1.0], [])
 

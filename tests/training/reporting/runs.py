@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from training.evaluation.metrics import answer_metrics, class_metrics, class_report
+from training.evaluation.metrics import answer_metrics, class_metrics, class_report, multi_label_report
 from training.reporting.results import (
     Base,
     Best,
@@ -67,6 +67,21 @@ def classifier(labels: tuple[str, ...], skill: float, rows: int, part: Any = "te
     sentences = (Sample(prompt="It was good.", answer=labels[0], expected=labels[-1], right=len(labels) == 1),)
     metrics = {"loss": loss, **class_metrics(report)}
     return Evaluation(part=part, rows=rows, metrics=metrics, samples=samples, sentences=sentences, classes=report)
+
+
+def tagger(labels: tuple[str, ...], skill: float, rows: int) -> Evaluation:
+    """A classifier of any number of labels."""
+    draw = np.random.default_rng(5)
+    expected = (draw.random((rows, len(labels))) < 0.3).astype(int)
+    probabilities = 1 / (1 + np.exp(-(draw.normal(-1, 1, expected.shape) + skill * (2 * expected - 1))))
+    report = multi_label_report(labels, expected, probabilities, 0.5)
+    return Evaluation(part="test", rows=rows, metrics={"loss": 0.5, **class_metrics(report)}, classes=report)
+
+
+def multi_label(count: int) -> Results:
+    """A run whose rows have any number of labels."""
+    labels = tuple(f"topic {number}" for number in range(count))
+    return results(before=tagger(labels, 0.0, 200), after=tagger(labels, 2.0, 200), baselines={})
 
 
 def results(**changes: Any) -> Results:

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from tests.training.reporting.runs import history, instruct_results, many_labels, results, steps
+from tests.training.reporting.runs import history, instruct_results, many_labels, multi_label, results, steps
 from training.reporting.plots.bars import draw_metrics
 from training.reporting.plots.canvas import spread
 from training.reporting.plots.classes import draw_calibration, draw_confusion
@@ -33,9 +33,10 @@ def words(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ("made", "names"),
     [
         (results(), ["loss.png", "metrics.png", "confusion.png", "calibration.png"]),
+        (multi_label(30), ["loss.png", "metrics.png", "confusion.png", "calibration.png"]),
         (instruct_results(), ["loss.png", "metrics.png"]),
     ],
-    ids=["classify", "instruct"],
+    ids=["classify", "several labels", "instruct"],
 )
 def test_all_there_is_to_see_is_drawn(tmp_path: Path, made: Results, names: list[str]) -> None:
     drawn = draw_all(made, tmp_path)
@@ -94,6 +95,32 @@ def test_of_more_labels_the_confusions_are_drawn(tmp_path: Path, words: list[str
     draw_confusion(many_labels(77), tmp_path / "x.png")
     assert "intent_45_of_customer → intent_46_of_customer" in words
     assert "3 of 14" in words
+
+
+def test_every_label_of_several_has_its_four_cells(tmp_path: Path, words: list[str]) -> None:
+    made = multi_label(4)
+    report = made.after.classes
+    assert report is not None
+    draw_confusion(made, tmp_path / "x.png")
+    assert {"there, given", "there, missed", "not there, given", "not there, not given", "topic 3"} <= set(words)
+    for one in report.decisions:
+        cells = (one.true_positives, one.false_negatives, one.false_positives, one.true_negatives)
+        assert sum(cells) == 200
+        assert {str(count) for count in cells} <= set(words)
+    draw_calibration(made, tmp_path / "x.png")
+    assert {"labels that are there", "probability of a label; bars: how many had it"} <= set(words)
+
+
+def test_of_very_many_labels_those_with_most_mistakes_are_drawn(tmp_path: Path, words: list[str]) -> None:
+    made = multi_label(50)
+    report = made.after.classes
+    assert report is not None
+    draw_confusion(made, tmp_path / "x.png")
+    assert any(word.endswith("; 30 of 50 labels") for word in words)
+    wrong = {one.label: one.false_negatives + one.false_positives for one in report.decisions}
+    drawn = {word for word in words if word.startswith("topic ")}
+    assert len(drawn) == 30
+    assert min(wrong[name] for name in drawn) >= max(wrong[name] for name in wrong.keys() - drawn)
 
 
 def test_calibration_says_both_errors(tmp_path: Path, words: list[str]) -> None:

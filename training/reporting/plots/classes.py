@@ -19,8 +19,14 @@ _NAME = 22  # characters of a label
 
 
 def draw_confusion(results: Results, file: Path) -> Path | None:
-    """Draw the confusion matrix, or the commonest confusions of many labels; None if there is neither."""
+    """Draw the confusion matrix, each label's own where a row has any number, or the commonest confusions of many.
+
+    Returns:
+        None if there is nothing of that.
+    """
     report = results.after.classes
+    if report is not None and report.decisions:
+        return _draw_decisions(report, file)
     if report is not None and report.matrix is not None and len(report.labels) <= MATRIX_LABELS:
         return _draw_matrix(report, report.matrix, file)
     if report is not None and report.confusions:
@@ -31,13 +37,14 @@ def draw_confusion(results: Results, file: Path) -> Path | None:
 def draw_calibration(results: Results, file: Path) -> Path | None:
     """Draw how often answers of a confidence are right, before and after; None if it was not measured."""
     before, after = (_calibration(report) for report in (results.before.classes, results.after.classes))
-    if after is None:
+    if after is None or results.after.classes is None:
         return None
+    of_labels = results.after.classes.multi_label
     with canvas(file, 4.4) as paper:
         axes, counts = paper.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         axes.plot((0, 1), (0, 1), color=PALE, linewidth=1.2, zorder=0)
         axes.annotate("as sure as right", (0.015, 0.19), color=GREY, fontsize=SMALL)
-        axes.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="answers that are right")
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="labels that are there" if of_labels else "answers that are right")
         axes.set_title(_calibration_title(before, after))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1))
@@ -45,6 +52,8 @@ def draw_calibration(results: Results, file: Path) -> Path | None:
             _draw_curve(axes, before, "before", GREY)
         _draw_curve(axes, after, "after", BLUE)
         _draw_counts(counts, after)
+        answer = "probability of a label" if of_labels else "confidence of the answer"
+        counts.set_xlabel(f"{answer}; bars: how many had it")
     return file
 
 
@@ -67,6 +76,30 @@ def _draw_matrix(report: ClassReport, matrix: tuple[tuple[int, ...], ...], file:
             for column in range(size):
                 if matrix[row][column]:
                     _write_cell(axes, (column, row), matrix[row][column], shares[row][column], size)
+    return file
+
+
+def _draw_decisions(report: ClassReport, file: Path) -> Path:
+    """A line for each label, of very many for those with most mistakes; cells are shaded by their share of the rows."""
+    shown = report.decisions
+    if len(shown) > MATRIX_LABELS:
+        shown = tuple(sorted(shown, key=lambda one: -(one.false_negatives + one.false_positives))[:MATRIX_LABELS])
+    cells = [(one.true_positives, one.false_negatives, one.false_positives, one.true_negatives) for one in shown]
+    shares = [[count / sum(row) for count in row] for row in cells]
+    with canvas(file, min(WIDTH, 1.7 + 0.36 * len(shown))) as paper:
+        axes = paper.subplots()
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axes.set_xticks(range(4), ["there, given", "there, missed", "not there, given", "not there, not given"])
+        axes.set_yticks(range(len(shown)), [one_line(one.label, _NAME) for one in shown], fontsize=SMALL)
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        of = "" if len(shown) == len(report.decisions) else f"; {len(shown)} of {len(report.decisions)} labels"
+        axes.set_title(f"{sum(cells[0]):,} held-out rows, all labels right in {written(report.accuracy)}{of}")
+        for row, counts in enumerate(cells):
+            for column, count in enumerate(counts):
+                colour = "white" if shares[row][column] > 0.55 else DARK
+                axes.text(column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=SMALL)
     return file
 
 
@@ -147,4 +180,3 @@ def _draw_counts(axes: Any, calibration: Calibration) -> None:
     axes.yaxis.set_visible(False)
     axes.spines["left"].set_visible(False)
     axes.margins(y=0.3)
-    axes.set_xlabel("confidence of the answer; bars: how many answers had it")

@@ -71,8 +71,15 @@ class BaseSource:
         return architecture.context_length(self.config())
 
 
-def resolve_base(spec: str, revision: str | None = None) -> BaseSource:
-    """Find the base model that ``spec`` names: `embedded`, `minilm`, a folder, or a hub id (`id@revision`)."""
+def resolve_base(spec: str, revision: str | None = None, *, fetch: bool = True) -> BaseSource:
+    """Find the base model that ``spec`` names: `embedded`, `minilm`, a folder, or a hub id (`id@revision`).
+
+    Args:
+        fetch: Download what is not here yet; else that raises.
+
+    Raises:
+        BaseModelError: there is none, or it cannot be used.
+    """
     if spec in ("embedded", EMBEDDED_ID):
         return _source(EMBEDDED_ID, _embedded(), None)
     if spec == MINILM_ID:
@@ -84,7 +91,7 @@ def resolve_base(spec: str, revision: str | None = None) -> BaseSource:
     name, _, pinned = spec.partition("@")
     if not _HUB_ID.fullmatch(name):
         raise BaseModelError(f"there is no folder {spec!r}, and it is not a hub id either", key="base")
-    path = _download(name, revision or pinned or None)
+    path = _download(name, revision or pinned or None, fetch=fetch)
     return _source(name, path, path.name)
 
 
@@ -116,7 +123,7 @@ def _minilm() -> Path:
     return Path(found.origin).parent / "model"
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, *, fetch: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
@@ -124,7 +131,7 @@ def _download(name: str, revision: str | None) -> Path:
     noisy = not are_progress_bars_disabled()
     disable_progress_bars()
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES, local_files_only=not fetch))
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BaseModelError(

@@ -113,16 +113,16 @@ def reading(state: Path) -> Iterator[None]:
         raise TrainingError(message) from error
 
 
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Where torch's random numbers are, as tensors."""
-    states = {"random.cpu": torch.get_rng_state()}
+def random_state(device: torch.device, index: int) -> dict[str, Tensor]:
+    """Where the random numbers of process ``index`` are, as tensors."""
+    states = {f"random.{index}.cpu": torch.get_rng_state()}
     if device.type == "cuda":
-        states["random.cuda"] = torch.cuda.get_rng_state(device)
+        states[f"random.{index}.cuda"] = torch.cuda.get_rng_state(device)
     return states
 
 
-def restore_random(states: dict[str, Tensor], device: torch.device) -> None:
-    """Go on with the random numbers where ``random_state`` was taken."""
-    torch.set_rng_state(states["random.cpu"])
-    if device.type == "cuda" and "random.cuda" in states:
-        torch.cuda.set_rng_state(states["random.cuda"], device)
+def restore_random(states: dict[str, Tensor], device: torch.device, index: int) -> None:
+    """Go on with the random numbers of process ``index`` where ``random_state`` was taken."""
+    torch.set_rng_state(states[f"random.{index}.cpu"])
+    if device.type == "cuda" and f"random.{index}.cuda" in states:
+        torch.cuda.set_rng_state(states[f"random.{index}.cuda"], device)

@@ -3,7 +3,6 @@
 Nothing heavy is imported before the arguments are known, so that ``--help`` is quick.
 """
 
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ Rows are {"prompt": …, "chosen": …, "rejected": …}: a better and a worse a
 Rows are {"prompt": …, "chosen": …, "rejected": …}. Served, it writes.
 """,
 }
-_REFUSED, _SIGNALLED = 2, 128
+_REFUSED = 2
 _PAGE = 120
 
 app = typer.Typer(
@@ -60,16 +59,16 @@ app = typer.Typer(
 def _run(task: str, flags: dict[str, Any], recipe: Path | None) -> None:
     """Run a task and end the process with its status."""
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    with stoppable() as came:
+    with stoppable() as stop:
         try:
             _train(task, flags, recipe)
         except TrainingError as error:
             errors.print(f"tenora: {escape(str(error))}")
             raise typer.Exit(_REFUSED) from None
-        except KeyboardInterrupt as stop:
-            said = stop.args or ("nothing was published",)
+        except KeyboardInterrupt as asked:
+            said = asked.args or ("nothing was published",)
             errors.print(escape("; ".join(("tenora: stopped", *map(str, said)))))
-            raise typer.Exit(_SIGNALLED + (came or [signal.SIGINT])[0]) from None
+            raise typer.Exit(stop.status) from None
 
 
 def _train(task: str, flags: dict[str, Any], recipe: Path | None) -> None:

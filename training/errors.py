@@ -29,17 +29,17 @@ class PublishError(TrainingError):
 
 
 class NotFiniteError(TrainingError):
-    """The loss is no longer a number.
+    """The loss, or its gradient, is no longer a number.
 
     Args:
-        places: The rows whose loss it is.
+        places: The rows whose it is.
         when: At which step, or on which part.
     """
 
-    def __init__(self, loss: float, places: Sequence[str], when: str) -> None:
+    def __init__(self, value: float, places: Sequence[str], when: str, what: str = "loss") -> None:
         more = " …" if len(places) > _PLACES_SHOWN else ""
         listed = ", ".join(places[:_PLACES_SHOWN]) + more
-        super().__init__(f"the loss of {listed} is {loss} {when}: lower --lr, or look at these rows")
+        super().__init__(f"the {what} of {listed} is {value} {when}: lower --lr, or look at these rows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,8 @@ class DataError(TrainingError):
 
 def in_order(problems: Sequence[Problem]) -> list[Problem]:
     """File by file, as they were met; those of a file by their places."""
-    files = list(dict.fromkeys(problem.file for problem in problems))
-    return sorted(problems, key=lambda problem: (files.index(problem.file), problem.number))
+    files = {file: place for place, file in enumerate(dict.fromkeys(problem.file for problem in problems))}
+    return sorted(problems, key=lambda problem: (files[problem.file], problem.number))
 
 
 def _report(problems: Sequence[Problem]) -> str:
@@ -93,7 +93,7 @@ def _report(problems: Sequence[Problem]) -> str:
 
 def numbered(where: str, numbers: Sequence[int]) -> str:
     """``lines 3, 7-9: `` for the numbers; nothing for the file as a whole."""
-    if numbers == [0]:
+    if not any(numbers):
         return ""
     ranges: list[tuple[int, int]] = []
     for number in sorted(set(numbers)):

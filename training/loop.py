@@ -149,8 +149,9 @@ class Loop:
         for group in self._optimiser.param_groups:
             group["lr"] = group["highest"] * share
         loss = self._gradients(examples)
-        if self._config.clip:
-            torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._config.clip)
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._config.clip or math.inf))
+        if not math.isfinite(norm):
+            raise NotFiniteError(norm, self._steep(examples), f"at step {self._done + 1}", "gradient")
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
         self._done += 1
@@ -178,6 +179,17 @@ class Loop:
             raise self._not_finite(total, examples, self._done + 1)
         processes.add_gradients(self._parameters.values())
         return total
+
+    def _steep(self, examples: Sequence[Any]) -> list[str]:
+        """Where the rows stand whose gradient, each alone, is no number; where all of them stand if none is."""
+        alone = []
+        for example in examples:
+            self._optimiser.zero_grad(set_to_none=True)
+            self._task.loss(self._fast, [example]).backward()  # type: ignore[no-untyped-call]
+            given = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
+            if not all(bool(gradient.isfinite().all()) for gradient in given):
+                alone.append(example)
+        return sorted({str(row.place) for row in alone or examples})
 
     def _not_finite(self, loss: float, examples: Sequence[Any], step: int) -> NotFiniteError:
         return NotFiniteError(loss, self._task.culprits(self._fast, examples), f"at step {step}")
@@ -274,12 +286,15 @@ class Loop:
         return len(epochs) - 1 - epochs.index(best) >= self._config.patience
 
     def _save_state(self) -> None:
+        random = self._processes.gather(random_state(self._fast.device, self._processes.index))
         if not self._processes.first:
             return
-        tensors = {**optimiser_state(self._optimiser, self._parameters), **random_state(self._fast.device)}
+        tensors = optimiser_state(self._optimiser, self._parameters)
+        for states in random:
+            tensors |= states
         facts = {
             "step": self._done,
-            "identity": identity(self._task),
+            "identity": identity(self._task, self._processes),
             "arithmetic": {
                 "dtype": str(self._fast.dtype).removeprefix("torch."),
                 "matmul": torch.get_float32_matmul_precision(),
@@ -293,10 +308,10 @@ class Loop:
 
     def _restore(self, state: State) -> None:
         with reading(state.weights.parent):
-            check_identity(self._task, state.facts["identity"])
+            check_identity(self._task, self._processes, state.facts["identity"])
             self._update.load(self._fast.model, state.weights)
             load_optimiser_state(self._optimiser, self._parameters, state.tensors)
-            restore_random(state.tensors, self._fast.device)
+            restore_random(state.tensors, self._fast.device, self._processes.index)
             self._history = History.from_json(state.facts["history"])
             self._done = state.facts["step"]
 
@@ -331,19 +346,24 @@ def load_optimiser_state(
             optimiser.state[parameter][key] = tensors[f"optimiser.{key}.{name}"].to(parameter.device)
 
 
-def identity(task: Task[Any, Any]) -> dict[str, Any]:
+def identity(task: Task[Any, Any], processes: Processes) -> dict[str, Any]:
     """What must be the same for a run to go on."""
     hashes = {f"{part}_sha256": sha256 for part, sha256 in task.dataset.hashes.items()}
-    return {**task.config.as_recipe(), **hashes, "fingerprint": task.base.fingerprint}
+    return {
+        **task.config.as_recipe(), **hashes, "fingerprint": task.base.fingerprint, "processes": processes.count,
+    }  # fmt: skip
 
 
-def check_identity(task: Task[Any, Any], saved: dict[str, Any]) -> None:
+def check_identity(task: Task[Any, Any], processes: Processes, saved: dict[str, Any]) -> None:
     """Refuse to go on with another run's state.
 
     Raises:
         TrainingError: naming what differs.
     """
-    present = identity(task)
+    present = identity(task, processes)
+    # What there was no flag for when it was saved was as it is without one.
+    fields = type(task.config).model_fields
+    saved = {**{name: fields[name].default for name in present if name in fields}, "processes": 1, **saved}
     changed = sorted(name for name in present.keys() | saved.keys() if present.get(name) != saved.get(name))
     if changed:
         differences = "; ".join(f"{name}: {saved.get(name)!r} then, {present.get(name)!r} now" for name in changed)

@@ -100,7 +100,7 @@ def _train(prepared: Prepared, checkpoints: Checkpoints, progress: Progress, pro
         loop = Loop(task, fast, prepared.update, checkpoints=checkpoints, progress=progress, processes=processes)
         # What was measured before the first step is measured again by a run that goes on: nothing was trained then.
         before = _measured(task, fast)
-        torch.manual_seed(task.config.seed)
+        torch.manual_seed(task.config.seed + processes.index)  # or all would drop the same places
         known = (
             None
             if task.examples.test

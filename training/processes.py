@@ -23,7 +23,10 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """This process among ``count`` of them."""
+    """This process among ``count`` of them.
+
+    Every exchange raises TrainingError where another process has ended.
+    """
 
     index: int = 0
     count: int = 1
@@ -40,7 +43,7 @@ class Processes:
         total = torch.tensor(value, dtype=torch.float64, device=device)
         with _together():
             torch.distributed.all_reduce(total)
-        return float(total)
+            return float(total)
 
     def add_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Replace every gradient by its sum over all processes; who had no rows adds nothing."""
@@ -65,6 +68,15 @@ class Processes:
             torch.distributed.broadcast_object_list(said)
         return said[0]
 
+    def gather(self, value: _Value) -> list[_Value]:
+        """What each process has, in their order."""
+        if self.count == 1:
+            return [value]
+        said: list[_Value] = [value] * self.count
+        with _together():
+            torch.distributed.all_gather_object(said, value)
+        return said
+
     def wait(self) -> None:
         """Until all are here."""
         if self.count > 1:
@@ -83,8 +95,8 @@ def _together() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise TrainingError(
-            f"another process of this run has ended, and what it said is the cause ({str(error).splitlines()[0]}): "
-            "start all of them again, with --resume if something was saved"
+            f"the processes of this run have lost one another ({str(error).strip().partition(chr(10))[0]}): if one of "
+            "them said why it ended, that is the cause; start all of them again, with --resume if something was saved"
         ) from error
 
 

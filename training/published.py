@@ -1,4 +1,4 @@
-"""What others published of a recipe, beside what it gives here.
+"""Figures of a recipe to compare with, most of them published by others, beside what it gives here.
 
 A recipe may hold tables ``[[published]]``, which are no part of the configuration:
 
@@ -89,6 +89,9 @@ def show_published(console: Console, published: Sequence[PublishedRun], results:
 
 def _figures(published: PublishedRun, results: Results) -> Table:
     table = Table(title=f"as published ({escape(published.source)}), and here", title_justify="left")
+    if _TRAIN in published.columns and results.recipe.get("train_curve") == "steps":
+        table.caption = "train loss here: the mean of the steps since the last point, as they were learned"
+        table.caption_justify = "left"
     table.add_column(published.by, justify="right")
     for name in published.columns:
         words = escape(name.replace("_", " "))

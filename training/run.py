@@ -46,7 +46,7 @@ def train(config: TrainConfig, console: Console) -> "Results | None":
             raise
         raise TrainingError(f"{error.filename or 'the run'}: {error.strerror}") from error
     except SafetensorError as error:  # a full disk, as safetensors puts it
-        raise TrainingError(f"weights cannot be written: {error}") from error
+        raise TrainingError(f"weights cannot be read or written: {error}") from error
 
 
 def make_task(config: TrainConfig) -> "Task[Any, Any]":

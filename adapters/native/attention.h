@@ -78,9 +78,9 @@ static void lay_values(const Seen *values, int64_t start, int64_t first, int64_t
 }
 
 /* A row's scores of a block of keys become its shares, in bf16; of its unfinished output, *top and *sum are the
- * largest score and what the shares add up to. Keys [first, last) of the block are visible. */
-static inline void share_out(float *score, int64_t first, int64_t last, float scale, float *top, float *sum,
-                             bf16 *share, float *out, int64_t wide) {
+ * largest score and what the shares add up to. Keys [first, last) of the block are visible, those of kept count. */
+static inline void share_out(float *score, int64_t first, int64_t last, float scale, const __mmask16 *kept, float *top,
+                             float *sum, bf16 *share, float *out, int64_t wide) {
     __m512 most = _mm512_set1_ps(*top), total = _mm512_setzero_ps();
     __mmask16 seen[KEYS / 16];
     for (int64_t j = 0; j < KEYS / 16; j++) {
@@ -95,7 +95,8 @@ static inline void share_out(float *score, int64_t first, int64_t last, float sc
         const __m512 v = _mm512_sub_ps(_mm512_loadu_ps(score + 16 * j), _mm512_set1_ps(block));
         const __m512 e = _mm512_maskz_mov_ps(seen[j], exp_512(v));
         total = _mm512_add_ps(total, e);
-        _mm256_storeu_si256((__m256i *)(share + 16 * j), (__m256i)_mm512_cvtneps_pbh(e));
+        const __m512 counts = kept ? _mm512_maskz_mov_ps(kept[j], e) : e;
+        _mm256_storeu_si256((__m256i *)(share + 16 * j), (__m256i)_mm512_cvtneps_pbh(counts));
     }
     if (block > *top) {
         const float shrink = expf(*top - block);
@@ -112,7 +113,8 @@ typedef struct {
     const Attention *at;
     const Span *span;
     int64_t first_head, each;
-    float *logsum; /* [token, head] or NULL */
+    float *logsum;          /* [token, head] or NULL */
+    const Dropout *dropout; /* of the shares; or NULL */
 } Queries;
 
 static void visible_to(const Queries *queries, int64_t row, int64_t *first, int64_t *last) {
@@ -139,11 +141,18 @@ static void put_out(const Queries *queries, int64_t row, int64_t count, const fl
         const int64_t r = row + m, token = queries->span->start + r / queries->each;
         const int64_t place = token * at->heads + queries->first_head + r % queries->each;
         bf16 *to = (bf16 *)at->out + place * dim;
-        const __m512 scale = _mm512_set1_ps(1.0f / sum[m]);
+        const __m512 scale = _mm512_set1_ps((queries->dropout ? kept_scale(queries->dropout) : 1.0f) / sum[m]);
         for (int64_t d = 0; d < dim; d += 16)
             store(to + d, lanes(dim - d), _mm512_mul_ps(_mm512_loadu_ps(out + m * wide + d), scale));
         if (queries->logsum) queries->logsum[place] = top[m] + logf(sum[m]);
     }
+}
+
+/* Which keys of the block at start a row keeps. */
+static void keys_kept(const Queries *queries, int64_t row, int64_t start, __mmask16 *kept) {
+    const int64_t token = queries->span->start + row / queries->each, head = queries->first_head + row % queries->each;
+    const uint64_t seed = row_seed(queries->dropout, token * queries->at->heads + head);
+    for (int64_t j = 0; j < KEYS / 16; j++) kept[j] = kept_of(queries->dropout, seed, start + 16 * j);
 }
 
 /* A few rows attend to the block of keys that begins at start; key and value are its panels. */
@@ -156,11 +165,13 @@ static void attend_block(const Queries *queries, int64_t row, int64_t rows, int6
     for (int64_t j = 0; j < count; j += WIDE) dots(query, 2 * pairs, 2, key + j * 2 * pairs, pairs, 0, score + j, KEYS);
     for (int64_t r = 0; r < rows; r++) {
         int64_t first, last;
+        __mmask16 kept[KEYS / 16];
         visible_to(queries, row + r, &first, &last);
         first = max64(first - start, 0), last = min64(last - start, count);
-        if (first < last)
-            share_out(score + r * KEYS, first, last, queries->at->scale, top + r, sum + r, share + r * KEYS,
-                      out + r * wide, wide);
+        if (first >= last) continue;
+        if (queries->dropout) keys_kept(queries, row + r, start, kept);
+        share_out(score + r * KEYS, first, last, queries->at->scale, queries->dropout ? kept : NULL, top + r, sum + r,
+                  share + r * KEYS, out + r * wide, wide);
     }
     for (int64_t d = 0; d < dim; d += WIDE)
         dots(share, KEYS, 2, value + d * KEYS, (count + 1) / 2, 1, out + d, wide);

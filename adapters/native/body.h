@@ -118,7 +118,7 @@ static void F(share_attention)(const Attention *at, const Span *spans, int64_t c
         }
 #if PAIR == 2
         if (span->count > 1 && span->count * group >= QUERIES) {
-            const Queries queries = {at, span, first_head, each, NULL};
+            const Queries queries = {at, span, first_head, each, NULL, NULL};
             const Seen seen = {NULL, NULL, 0, keys, key_stride}, read = {NULL, NULL, 0, values, value_stride};
             const int64_t most = together(dim), row = part * most, n = min64(most, span->count * each - row);
             if (n > 0) attend_rows_bf16(&queries, row, n, &seen, &read);

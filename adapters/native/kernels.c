@@ -539,6 +539,7 @@ static void attend_bf16(const bf16 *q, const bf16 *keys, int64_t key_stride, con
 #undef WITH
 }
 
+#include "dropout.h"
 #include "attention.h"
 #include "packed.h"
 #include "gelu.h"

@@ -27,6 +27,7 @@ ROUNDED_EXTRA = 136
 """Bytes that a row of a batch needs beside its values in eight bits."""
 LINE, SAME_SETS = 64, 2048
 """Bytes of a cache line, and of a row of x: rows a multiple of that long compete for the same places in the cache."""
+_HASHES = 1 << 32
 Pointer, Int, Float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
@@ -79,11 +80,26 @@ class Batch(ctypes.Structure):
     )  # fmt: skip
 
 
+class Dropout(ctypes.Structure):
+    """``Dropout`` of dropout.h."""
+
+    _fields_ = (("seed", ctypes.c_uint64), ("dropped", ctypes.c_uint32))
+
+    @classmethod
+    def drawn(cls, rate: float) -> "Dropout":
+        """Of a rate below 1, by a seed from torch's generator; a rate of 0 draws none."""
+        if not rate:
+            return cls(0, 0)
+        seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_())
+        return cls(seed, min(round(rate * _HASHES), _HASHES - 1))
+
+
 class Packed(ctypes.Structure):
     """``Packed`` of packed.h."""
 
     _fields_ = (
         ("spans", Pointer), ("paths", Pointer), ("count", Int), ("tokens", Int), ("threads", Int), ("logsum", Pointer),
+        ("dropout", Dropout),
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ typedef struct {
     const int64_t *paths;
     int64_t count, tokens, threads;
     float *logsum; /* [tokens, heads]: of the sum of the exponentials of a query's scores; or NULL */
+    Dropout dropout; /* of the shares */
 } Packed;
 
 /* Gradients of a batch's outputs, queries, keys and values, [tokens, heads or kv_heads, head_dim] contiguous. sums has
@@ -20,11 +21,14 @@ typedef struct {
     float *sums;
 } Gradients;
 
+static const Dropout *dropout_of(const Packed *packed) { return packed->dropout.dropped ? &packed->dropout : NULL; }
+
 /* What the queries of a span see of the batch's keys or values. */
 static Seen seen_by(const Packed *packed, const Span *span, const bf16 *of_head, int64_t stride) {
     return (Seen){of_head, packed->paths + span->row, span->context, of_head + span->start * stride, stride};
 }
 
+/* out = dropout(softmax(q k^T scale)) v for the queries of all spans; packed->logsum is left for the backward pass. */
 void tenora_packed_attention_bf16(const Attention *at, const Packed *packed) {
     const int64_t group = at->heads / at->kv_heads, most = together(at->head_dim);
     const int64_t parts = most_parts(packed->spans, packed->count, group, at->head_dim);
@@ -33,7 +37,7 @@ void tenora_packed_attention_bf16(const Attention *at, const Packed *packed) {
         const Span *span = &packed->spans[i / (at->kv_heads * parts)];
         const int64_t head = i / parts % at->kv_heads, row = i % parts * most;
         const int64_t n = min64(most, span->count * group - row);
-        const Queries queries = {at, span, head * group, group, packed->logsum};
+        const Queries queries = {at, span, head * group, group, packed->logsum, dropout_of(packed)};
         const Seen keys = seen_by(packed, span, (const bf16 *)at->k + head * at->k_head, at->k_token);
         const Seen values = seen_by(packed, span, (const bf16 *)at->v + head * at->v_head, at->v_token);
         if (n > 0) attend_rows_bf16(&queries, row, n, &keys, &values);
@@ -48,6 +52,8 @@ typedef struct {
     bf16 q[KEYS * MAX_HEAD], dout[KEYS * MAX_HEAD]; /* rows, padded to whole pairs */
     bf16 q_panels[KEYS * MAX_HEAD], dout_panels[KEYS * MAX_HEAD];
     float logsum[KEYS], delta[KEYS]; /* delta: the output times its gradient, summed */
+    const Dropout *dropout;          /* or NULL */
+    uint64_t seeds[KEYS];            /* of the queries' dropout */
     float dq[KEYS * MAX_HEAD];
 } Block;
 
@@ -69,20 +75,31 @@ static void lay_block(Block *block, const Packed *packed, const Gradients *gradi
         }
         block->delta[r] = _mm512_reduce_add_ps(sum);
         block->logsum[r] = packed->logsum[(token + r) * at->heads + head];
+        block->seeds[r] = row_seed(&packed->dropout, (token + r) * at->heads + head);
     }
+    block->dropout = dropout_of(packed);
     lay_values(&q, 0, 0, block->count, dim, block->q_panels);
     lay_values(&d, 0, 0, block->count, dim, block->dout_panels);
     memset(block->dq, 0, (block->count + QUERIES - 1) / QUERIES * QUERIES * wide * sizeof(float));
 }
 
-/* Shares and gradients of scores of one query for 16 keys of a block, from its scores and the gradients of its shares. */
-INLINE void gradients_of(const Block *block, int64_t r, __mmask16 visible, const float *score, const float *dshare,
-                         __m512 *share, __m512 *dscore) {
+/* Shares and gradients of scores of one query for the 16 keys from place on, from its scores and the gradients of its
+ * shares; both shares are behind dropout. */
+INLINE void gradients_of(const Block *block, int64_t r, __mmask16 visible, int64_t place, const float *score,
+                         const float *dshare, __m512 *share, __m512 *dscore) {
     const __m512 scale = _mm512_set1_ps(block->at->scale);
     const __m512 shifted = _mm512_fmsub_ps(_mm512_loadu_ps(score), scale, _mm512_set1_ps(block->logsum[r]));
-    const __m512 rest = _mm512_sub_ps(_mm512_loadu_ps(dshare), _mm512_set1_ps(block->delta[r]));
-    *share = _mm512_maskz_mov_ps(visible, exp_512(shifted));
-    *dscore = _mm512_maskz_mul_ps(visible, _mm512_mul_ps(*share, rest), scale);
+    const __m512 whole = _mm512_maskz_mov_ps(visible, exp_512(shifted));
+    __m512 gradient = _mm512_loadu_ps(dshare);
+    *share = whole;
+    if (block->dropout) {
+        const __mmask16 kept = r < block->count ? kept_of(block->dropout, block->seeds[r], place) : 0;
+        const __m512 more = _mm512_set1_ps(kept_scale(block->dropout));
+        *share = _mm512_maskz_mul_ps(kept, whole, more);
+        gradient = _mm512_maskz_mul_ps(kept, gradient, more);
+    }
+    const __m512 rest = _mm512_sub_ps(gradient, _mm512_set1_ps(block->delta[r]));
+    *dscore = _mm512_maskz_mul_ps(visible, _mm512_mul_ps(whole, rest), scale);
 }
 
 /* The keys of the block at start that query r of a block sees, as bits. */
@@ -121,8 +138,9 @@ static void back_block(Block *block, int64_t start, int64_t count, const bf16 *k
                 __m512 share[2], gradient[2];
                 const int64_t at = r * KEYS + j, pair = (m + r) * KEYS + 2 * j;
                 const int64_t next = at + KEYS;
-                gradients_of(block, m + r, left >> j, score + at, dshare + at, &share[0], &gradient[0]);
-                gradients_of(block, m + r + 1, right >> j, score + next, dshare + next, &share[1], &gradient[1]);
+                const int64_t place = start + j;
+                gradients_of(block, m + r, left >> j, place, score + at, dshare + at, &share[0], &gradient[0]);
+                gradients_of(block, m + r + 1, right >> j, place, score + next, dshare + next, &share[1], &gradient[1]);
                 put_pairs(shares + pair, share[0], share[1]);
                 put_pairs(dscores + pair, gradient[0], gradient[1]);
                 store(dscore + at, 0xffff, gradient[0]);

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bench.trainers.work import Row, Text, trained
+from training.fast.frozen import is_small
 from training.fast.levers import Levers
 from training.fast.model import FastModel
 from training.fast.precision import Precision
@@ -27,7 +28,9 @@ class FastSteps:
 
     def __init__(self, model: Any, loss: Loss, levers: Levers, precision: Precision, pad_id: int) -> None:
         self.model, self.precision = model, precision
-        self._fast = FastModel(model, levers, precision.dtype, pad_id, coarse=precision.coarse, packs=precision.packs)
+        frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+        packs = precision.packs and is_small(frozen)  # as a run would
+        self._fast = FastModel(model, levers, precision.dtype, pad_id, coarse=precision.coarse, packs=packs)
         self._loss = loss
         self._optimiser = torch.optim.AdamW(trained(model).values(), lr=RATE, weight_decay=0.0, fused=True)
 

@@ -88,7 +88,6 @@ def _common(batch: int) -> dict[str, Any]:
         "learning_rate": RATE,
         "lr_scheduler_type": "constant",
         "max_grad_norm": CLIP,
-        "optim": "adamw_torch",
         "report_to": "none",
         "use_cpu": True,
         "save_strategy": "no",

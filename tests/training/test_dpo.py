@@ -179,7 +179,7 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(tiny: Tiny, pairs: Path, tmp_p
     resumed = train(make_config("dpo", {**flags, "output": tmp_path / "cut", "resume": True}), _quiet())
     assert resumed is not None
     assert [step.loss for step in resumed.steps] == [step.loss for step in whole.steps]
-    one, other = (tmp_path / name / "adapter/adapter_model.safetensors" for name in ("whole", "cut"))
+    one, other = (tmp_path / name / "checkpoints/epoch-2/adapter_model.safetensors" for name in ("whole", "cut"))
     assert one.read_bytes() == other.read_bytes()
 
 

@@ -15,11 +15,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from adapters.templates import PromptInput, PromptTemplate, completion_ids, encode_text, scored_ids
 from tests.support.tiny import DECODERS, tiny_tokenizer
 from tests.training.conftest import INSTRUCTIONS, PAIRS, REVIEWS, TAGGED, write_jsonl
-from tests.training.running import encoded
+from tests.training.running import config, encoded
 from training.data.rows import Place
 from training.errors import ConfigError, DataError
 from training.fast.levers import Levers
 from training.fast.model import FastModel
+from training.run import make_task
 from training.tasks.examples import AnswerExample, Learned
 from training.tasks.task import Task
 
@@ -195,11 +196,34 @@ def test_rows_too_long_are_left_out_and_counted(tiny: Tiny, tmp_path: Path) -> N
     task = encoded("instruct", tmp_path, base=str(tiny("gpt2")), data=data)
     found = next(finding for finding in task.findings if finding.kind == "over-long")
     assert (found.severity, found.message) == ("warning", "1 row of more than 256 tokens is left out")
-    assert found.mend == "raise --max-length, or shorten them"
+    assert found.mend == "shorten them: the base reads no more"
     assert [place.number for place in found.places] == [len(rows)]
     assert len(task.examples.train) + len(task.examples.validation) == len(INSTRUCTIONS)
     with pytest.raises(ConfigError, match=r"rows of more than 8 tokens are left out, and none are left to train on"):
         encoded("instruct", tmp_path, base=str(tiny("gpt2")), data=data, max_length=8)
+
+
+@pytest.mark.parametrize("task", ["instruct", "reward", "dpo"])
+def test_all_that_is_wrong_is_said_before_anything_is_trained(tiny: Tiny, tmp_path: Path, task: str) -> None:
+    """Of the rows, and of what the template and the tokenizer refuse."""
+    if task == "dpo":
+        pytest.importorskip("trl", reason="the dpo extra is not installed")
+    good = PAIRS[:8] if task != "instruct" else INSTRUCTIONS[:8]
+    ends = {"prompt": "a", "completion": "b<|endoftext|>"}
+    ends = ends if task == "instruct" else {"prompt": "a", "chosen": "b", "rejected": "c<|endoftext|>"}
+    data = write_jsonl(tmp_path / "rows.jsonl", [*good, ends, {"prompt": ""}])
+    with pytest.raises(DataError) as caught:
+        make_task(config(task, tmp_path, base=str(tiny("gpt2")), data=data))
+    assert {problem.number for problem in caught.value.problems} == {9, 10}
+    with pytest.raises(DataError) as caught:  # and what can be said without the base, without it
+        make_task(config(task, tmp_path, base="somebody/large-base", data=data))
+    assert {problem.number for problem in caught.value.problems} == {10}
+
+
+def test_a_bad_row_is_told_of_a_base_that_cannot_end_answers(tiny: Tiny, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", [{"text": "a b"}, {"text": ""}])
+    with pytest.raises(DataError, match="line 2: 'text' is empty"):
+        make_task(config("text", tmp_path, base=str(tiny("bert")), data=data))
 
 
 def test_the_context_of_the_base_bounds_the_rows(tiny: Tiny, instructions: Path, tmp_path: Path) -> None:
@@ -299,7 +323,7 @@ def test_texts_too_long_lose_an_end_and_are_counted(tiny: Tiny, tmp_path: Path) 
     for side in ("left", "right"):
         task = encoded("classify", tmp_path, base=str(tiny("bert")), data=data, max_length=16, truncation_side=side)
         (found,) = [finding for finding in task.findings if finding.kind == "over-long"]
-        assert found.message == f"20 texts of more than 16 tokens, cut at the {side} end"
+        assert found.message == f"20 texts of more than 16 tokens are cut at the {side} end"
         assert len(found.places) == 20
         example = row_number(task, 5)
         assert example.text == rows[4]["text"]

@@ -16,7 +16,8 @@ from training.run import train
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = os.environ.get("TENORA_TEST_DATA")
-"""Folder with sentiment/uci_amazon.jsonl and sentiment/uci_imdb.jsonl: UCI's labelled sentences as {text, label}."""
+"""Folder with rows of {text, label}: sentiment/uci_amazon.jsonl and uci_imdb.jsonl, UCI's labelled sentences, and
+sentiment/imdb_train.jsonl and imdb_validation.jsonl, 1,000 film reviews each."""
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
@@ -38,3 +39,17 @@ def test_one_epoch_on_sentences(tmp_path: Path) -> None:
     base = resolve_base("minilm")
     texts = [list(row.ids) for row in encoded("classify", tmp_path, data=data, base="minilm").examples.validation[:5]]
     assert_served_as_trained(Path(base.path), published(tmp_path).path, texts, labels=2)
+
+
+def test_two_epochs_on_reviews(tmp_path: Path) -> None:
+    """As the recipe stands: 1,000 reviews of IMDb, 256 tokens, the first 500 of those to validate on."""
+    folder = Path(str(DATA)) / "sentiment"
+    rows = [json.loads(line) for line in (folder / "imdb_validation.jsonl").read_text().splitlines()[:500]]
+    validation = write_jsonl(tmp_path / "validation.jsonl", rows)
+    places = {"data": folder / "imdb_train.jsonl", "validation": validation, "output": tmp_path / "run"}
+    console = quiet()
+    results = train(make_config("classify", places, ROOT / "recipes" / "sentiment-minilm.toml"), console)
+    assert results is not None
+    assert (results.rows.train, results.rows.validation) == (1000, 500)
+    assert results.best.value >= 0.856
+    assert results.after.metrics["accuracy"] == results.best.value

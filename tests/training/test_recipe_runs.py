@@ -133,11 +133,12 @@ def test_the_minilm_recipe_keeps_its_protocol(tiny: Tiny, tmp_path: Path) -> Non
 def test_gpt2_medium_runs_the_instruction_recipe_in_its_true_shape(tmp_path: Path) -> None:
     shape = {"n_embd": 1024, "n_layer": 24, "n_head": 16, "vocab_size": 50257}
     base = random_base("gpt2", tmp_path / "gpt2-medium", AutoModelForCausalLM, shape)
-    data = write_jsonl(tmp_path / "rows.jsonl", instructions(40))
-    shares = ("--validation-split", "0.3", "--test-split", "0.05", "--answers", "1", "--eval-batches", "1")
+    data = write_jsonl(tmp_path / "rows.jsonl", instructions(120))
+    shares = ("--validation-split", "0.4", "--test-split", "0.05", "--answers", "1")
     results, output = run("instruct", GPT2, tmp_path, "--data", str(data), "--base", str(base), *shares)
     assert results.parameters.trained == 6_291_456
-    check_instruction_protocol(results, 3, output)
+    assert (results.rows.train, results.rows.validation) == (66, 48)
+    check_instruction_protocol(results, 8, output)
 
 
 @pytest.mark.slow

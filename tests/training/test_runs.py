@@ -23,6 +23,7 @@ from training import publish as publishing
 from training.config import TrainConfig
 from training.errors import DataError, PublishError, TrainingError
 from training.run import train
+from training.tasks.instruct import InstructTask
 
 Tiny = Callable[[str], Path]
 
@@ -310,6 +311,60 @@ def test_a_row_that_overflows_is_named_alone(tiny: Tiny, tmp_path: Path, place: 
     held_out = write_jsonl(tmp_path / "held_out.jsonl", INSTRUCTIONS[:2])
     with pytest.raises(TrainingError, match=rf"the loss of rows\.jsonl line {place + 1} is (nan|inf) at step"):
         run("instruct", tmp_path, data=data, validation=held_out, base=str(tiny("gpt2")), epochs=1)
+
+
+class _NoNumber(torch.autograd.Function):
+    """A number whose gradient is none."""
+
+    @staticmethod
+    def forward(_ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * torch.nan
+
+
+@pytest.mark.parametrize("clip", [0, 1])
+def test_a_gradient_that_is_no_number_stops_the_run_before_its_step(
+    tiny: Tiny, instructions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: float
+) -> None:
+    """Though the loss is one: nothing that it would spoil is saved."""
+    loss = InstructTask.loss
+
+    def broken(self: InstructTask, fast: Any, examples: Any) -> torch.Tensor:
+        found = loss(self, fast, examples)
+        bad = any(example.place.number == 5 for example in examples)
+        return _NoNumber.apply(found) if bad else found  # type: ignore[no-untyped-call, no-any-return]
+
+    monkeypatch.setattr(InstructTask, "loss", broken)
+    flags = {"data": instructions, "validation": instructions, "base": str(tiny("gpt2"))}
+    with pytest.raises(
+        TrainingError, match=r"the gradient of instructions\.jsonl line 5 is nan at step \d: lower --lr"
+    ):
+        run("instruct", tmp_path, clip=clip, save_every=1, **flags)
+    for state in (tmp_path / "run/checkpoints").glob("step-*/weights"):
+        assert all(bool(tensor.isfinite().all()) for tensor in load_file(state / WEIGHTS).values())
+
+
+def test_a_single_label_that_rows_have_or_not(tiny: Tiny, tmp_path: Path) -> None:
+    """One label of several kinds of rows is no choice of two classes."""
+    rows = [{"text": f"{'now' if n % 2 else 'later'} {n}", "labels": ["urgent"] * (n % 2)} for n in range(40)]
+    flags: dict[str, Any] = {"data": write_jsonl(tmp_path / "rows.jsonl", rows), "base": str(tiny("gpt2")), "epochs": 4}
+    results = run("classify", tmp_path, publish="acme/mine", **flags)
+    report = results.after.classes
+    assert report is not None
+    (one,) = report.decisions
+    rows_of = results.after.rows
+    assert one.true_positives + one.false_negatives + one.false_positives + one.true_negatives == rows_of
+    (score,) = report.labels
+    assert (score.label, score.support) == ("urgent", one.true_positives + one.false_negatives)
+    assert report.micro_f1 == report.macro_f1 == score.f1
+    assert report.accuracy == pytest.approx((one.true_positives + one.true_negatives) / rows_of, abs=1e-6)
+    version = published(tmp_path)
+    assert version.manifest.labels == ("urgent",)
+    rows_ids = prompts("classify", tmp_path, **flags)
+    assert_served_as_trained(tiny("gpt2"), version.path, rows_ids, labels=1, means="sigmoid")
 
 
 def test_without_publish_the_folder_is_ready_for_it(tiny: Tiny, instructions: Path, tmp_path: Path) -> None:

@@ -50,9 +50,29 @@ def test_a_dry_run_shows_rows_and_figures_and_writes_nothing(tiny: Tiny, instruc
     assert figures["steps"] == "15 of 8 rows, 3 an epoch"
     assert re.fullmatch(r"[\d,]+, [\d,]+ of them learned", figures["tokens in an epoch"])
     assert re.match(r"[\d,]+ trained of [\d,]+ ", figures["parameters"])
-    assert figures["a step"].endswith("(the second of 2 taken here)")
+    assert figures["a step"].endswith("(the second of two taken here)")
     assert re.match(r"about \d+ s on this machine", figures["time"])
     assert re.fullmatch(r"about \d+\.\d GB", figures["memory"])
+
+
+def test_a_dry_run_for_programs(tiny: Tiny, instructions: Path, tmp_path: Path) -> None:
+    (line,) = dry(
+        "instruct", tmp_path, data=instructions, base=str(tiny("gpt2")), epochs=5, json_lines=True
+    ).splitlines()
+    plan = json.loads(line)
+    assert (plan["event"], plan["steps"], plan["rows"]) == ("plan", 15, {"train": 18, "validation": 2, "test": 0})
+    assert plan["tokens"] > plan["learned"] > 0
+    assert len(plan["shown"]) == 3
+    assert all("⟦The " in row["text"] for row in plan["shown"])
+    assert plan["seconds"]["steps"] > 0
+    assert {"kind", "message", "mend", "places"} <= plan["findings"][0].keys()
+
+
+def test_findings_are_told_with_their_rows_and_mends(tiny: Tiny, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", [*INSTRUCTIONS, {"instruction": "a", "output": "long " * 300}])
+    shown = dry("instruct", tmp_path, data=data, base=str(tiny("gpt2")))
+    assert "warning: 1 row of more than 256 tokens is left out — shorten them: the base reads no more" in shown
+    assert f"rows.jsonl line {len(INSTRUCTIONS) + 1}" in shown
 
 
 def test_a_dry_run_of_the_other_tasks(tiny: Tiny, reviews: Path, pairs: Path, texts: Path, tmp_path: Path) -> None:

@@ -33,10 +33,11 @@ def _of_training(
     texts: Sequence[TextRow], counts: Counter[int], labels: Sequence[str], *, multi_label: bool
 ) -> Iterator[Finding]:
     largest, count = counts.most_common(1)[0] if counts else (0, 0)
-    if count >= LARGEST_SHARE * len(texts) and not multi_label:
+    if count >= LARGEST_SHARE * len(texts):
         message = f"the label {labels[largest]!r} has {count:,} of {counted(len(texts), 'training row')}"
-        accuracy = f"{count / len(texts):.0%}, which is the accuracy of always saying it"
-        yield Finding("imbalance", "warning", f"{message} ({accuracy})", "add rows of the others, or judge by macro F1")
+        accuracy = f"{count / len(texts):.0%}" + (", which is the accuracy of always saying it" * (not multi_label))
+        mend = "add rows without it" if multi_label else "add rows of the others"
+        yield Finding("imbalance", "warning", f"{message} ({accuracy})", f"{mend}, or judge by macro F1")
     rare = [index for index in range(len(labels)) if 0 < counts[index] < FEWEST_ROWS]
     if rare:
         names = [f"{labels[index]} ({counts[index]})" for index in sorted(rare, key=lambda index: counts[index])]

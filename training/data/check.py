@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from adapters.base import resolve_base
+from adapters.errors import BaseModelError
 from training.config import MAX_LENGTH
 from training.data.columns import KINDS, Columns, Kind, check_columns, find_kind
 from training.data.dataset import Dataset, assemble, read_parts
@@ -16,7 +17,7 @@ from training.data.inspection import inspect
 from training.data.lengths import find_template, measure
 from training.data.sources import Source
 from training.data.tables import FileKind
-from training.errors import ConfigError, Problem, in_order
+from training.errors import ConfigError, DataError, Problem, in_order
 
 _ENOUGH_ROWS = 200
 """Rows that are looked at to tell what kind they are."""
@@ -30,16 +31,17 @@ class Checked:
         dataset: the rows that can be used.
         problems: what is wrong with the others; any of them stops a run.
         findings: of the rows that can be used.
-        lengths: of the rows of each part, in their order.
-        max_length: most tokens in a row.
+        lengths: of the rows of each part, in their order; empty where nothing was measured, for want of the base.
+        base: its name; empty where nothing was measured.
+        max_length: most tokens in a row; 0 where nothing was measured.
     """
 
     dataset: Dataset[Any]
     problems: tuple[Problem, ...]
-    findings: tuple[Finding, ...]
-    lengths: Mapping[str, Sequence[RowLength]]
-    base: str
-    max_length: int
+    findings: tuple[Finding, ...] = ()
+    lengths: Mapping[str, Sequence[RowLength]] = field(default_factory=dict)
+    base: str = ""
+    max_length: int = 0
 
     @property
     def has_warnings(self) -> bool:
@@ -66,12 +68,19 @@ def check(
 
     Raises:
         ConfigError: an argument that cannot be, or rows that fit no kind.
-        BaseModelError: the base cannot be used.
+        DataError: columns that cannot be read, so that nothing tells what kind the rows are.
+        BaseModelError: the base cannot be used; if there are problems to mend first, those are told without it.
     """
-    renderer, source = find_template(template), resolve_base(base)
+    renderer = find_template(template)
     sources = read_parts(parts, file_kind, texts=kind == "text")
     kind = kind or guess_kind(next(iter(sources.values())), columns or {}, ignore)
     dataset, problems = assemble(kind, sources, check_columns(kind, columns or {}, ignore), labels)
+    try:
+        source = resolve_base(base, fetch=not problems)
+    except BaseModelError:
+        if not problems:
+            raise
+        return Checked(dataset, tuple(problems))
     measured = {part: measure(rows, source.tokenizer(), renderer) for part, rows in dataset.parts.items()}
     dataset = replace(dataset, parts={part: tuple(found.rows) for part, found in measured.items()})
     problems = in_order([*problems, *(problem for found in measured.values() for problem in found.problems)])
@@ -83,6 +92,7 @@ def check(
         multi_label=dataset.multi_label,
         lengths=lengths,
         max_length=most,
+        context=source.max_length,
         passed_over=dataset.passed_over,
     )
     return Checked(dataset, tuple(problems), tuple(findings), lengths, source.id, most)
@@ -93,6 +103,7 @@ def guess_kind(source: Source, columns: Mapping[str, str], ignore: Sequence[str]
 
     Raises:
         ConfigError: there are rows, and their columns fit no kind.
+        DataError: the same, and the file has problems, which may be why.
     """
     user = Columns(columns, frozenset(ignore))
     records = islice((record for table in source.tables for record in table.records), _ENOUGH_ROWS)
@@ -100,6 +111,8 @@ def guess_kind(source: Source, columns: Mapping[str, str], ignore: Sequence[str]
     kinds = Counter(kind for kind in map(find_kind, names) if kind is not None)
     if kinds:
         return kinds.most_common(1)[0][0]
+    if problems := [problem for table in source.tables for problem in table.problems]:
+        raise DataError(problems)
     if not names:
         return "text"
     found = ", ".join(map(repr, sorted(names[0])))

@@ -18,6 +18,8 @@ def read_csv(content: bytes, table: Table) -> None:
         return
     rows = _rows(text, table)
     _, header = next(rows, (0, []))
+    if table.is_damaged(header):
+        return  # nothing can be said of columns without names
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
         names = ", ".join(repr(name) for name in repeated)

@@ -159,7 +159,8 @@ def assemble(
         multi_label = bool(first) and first[0].labels.many
         names = name_labels((text.labels for text in first), labels)
         _check_names(names, multi_label, next(iter(sources.values())))
-        rows = {part: tuple(_numbered(texts[part], names, multi_label)) for part in texts}
+        sure = not any(table.damaged for table in next(iter(sources.values())).tables)
+        rows = {part: tuple(_numbered(texts[part], names, multi_label, sure=sure)) for part in texts}
     else:
         rows = {part: tuple(_rows(kind, source, columns, formats)) for part, source in sources.items()}
     problems = [problem for source in sources.values() for table in source.tables for problem in table.problems]
@@ -183,6 +184,10 @@ def _recognised(
                 yield table, record, values, form, note
 
 
+def _passed_over(what: str, mend: str) -> None:
+    """Nothing is noted."""
+
+
 def _noting(table: Table, record: Record) -> Note:
     return lambda what, mend: table.problem(record.number, what, mend)
 
@@ -190,7 +195,7 @@ def _noting(table: Table, record: Record) -> Note:
 def _rows(kind: Kind, source: Source, columns: Columns, formats: Counter[str]) -> Iterator[Row]:
     for table, record, values, form, note in _recognised(kind, source, columns, formats):
         row = _row(kind, table.place(record), values, form, note)
-        if row is not None:
+        if row is not None and not table.is_damaged(record.values):
             yield row
 
 
@@ -217,7 +222,7 @@ class _Text:
 def _texts(source: Source, columns: Columns, formats: Counter[str]) -> Iterator[_Text]:
     for table, record, values, _, note in _recognised("classify", source, columns, formats):
         text, labels = read_text(values, "text", note), read_labels(values, table.kind, note)
-        if text is not None and labels is not None:
+        if text is not None and labels is not None and not table.is_damaged(record.values):
             yield _Text(table.place(record), text, labels, note)
 
 
@@ -229,12 +234,17 @@ def _check_names(names: LabelNames, multi_label: bool, source: Source) -> None:
     source.tables[0].problem(0, found, f"classes are learned from {least}")
 
 
-def _numbered(texts: Sequence[_Text], names: LabelNames, multi_label: bool) -> Iterator[TextRow]:
+def _numbered(texts: Sequence[_Text], names: LabelNames, multi_label: bool, *, sure: bool) -> Iterator[TextRow]:
+    """Texts with the numbers of their labels.
+
+    Args:
+        sure: all labels are known; else one that is not may stand in a row that cannot be read.
+    """
     for text in texts:
         if text.labels.many != multi_label:
             one, other = ("a list of labels", "one label") if multi_label else ("one label", "a list of labels")
             text.note(f"{other}, where the first row has {one}", f"write {one} in every row")
             continue
-        labels = names.indices(text.labels.said, text.note)
+        labels = names.indices(text.labels.said, text.note if sure else _passed_over)
         if labels is not None:
             yield TextRow(text.place, text.text, labels)

@@ -12,6 +12,7 @@ def decode_line(line: bytes, table: Table, number: int) -> str:
     except UnicodeDecodeError as error:
         what = f"not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start + 1}"
         table.problem(number, what, "save the file as UTF-8", where=LINE)
+        table.damaged = True
         return line.decode("utf-8", errors="replace")
 
 

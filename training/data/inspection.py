@@ -16,6 +16,7 @@ def inspect(
     multi_label: bool = False,
     lengths: Mapping[str, Sequence[RowLength]] | None = None,
     max_length: int | None = None,
+    context: int | None = None,
     passed_over: Sequence[Path] = (),
 ) -> list[Finding]:
     """Everything found, warnings first.
@@ -25,6 +26,7 @@ def inspect(
         labels: the label names that ``TextRow.labels`` index.
         lengths: of the rows of each part, in their order; parts may be missing.
         max_length: most tokens in a row.
+        context: most tokens that the base can read.
         passed_over: files of folders that hold no rows.
     """
     found = [
@@ -33,7 +35,7 @@ def inspect(
         *find_same_answers(parts),
         *find_imbalance(parts, labels, multi_label=multi_label),
         *find_nothing_learned(parts, lengths or {}),
-        *(find_over_long(parts, lengths, max_length) if lengths and max_length else ()),
+        *(find_over_long(parts, lengths, max_length, context) if lengths and max_length else ()),
     ]
     if passed_over:
         names = ", ".join(sorted(file.name for file in passed_over))

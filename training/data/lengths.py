@@ -72,9 +72,11 @@ def _length(row: Row, tokenizer: Any, template: PromptTemplate) -> RowLength:
 
 
 def _of_exchanges(exchanges: Sequence[Exchange], tokenizer: Any, template: PromptTemplate) -> RowLength:
-    longest = learned = 0
+    """Of what is read for the last answer that is learned; what follows it is not."""
+    longest = learned = to_learn = 0
     for exchange in exchanges:
         answer_tokens = len(answer_ids(tokenizer, exchange.answer)) + 1
         longest = max(longest, len(template.encode(tokenizer, exchange.prompt)) + answer_tokens)
-        learned += answer_tokens if exchange.weight else 0
-    return RowLength(longest, learned)
+        if exchange.weight:
+            learned, to_learn = learned + answer_tokens, longest
+    return RowLength(to_learn or longest, learned)

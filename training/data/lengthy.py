@@ -5,11 +5,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from training.data.findings import Finding, Row, RowLength, Severity, share
 from training.data.rows import DocumentRow, InstructRow, TextRow
 
-LONGER = "raise --max-length, or shorten them"
+
+def too_long(max_length: int, context: int | None) -> str:
+    """What to do about rows of more than ``max_length`` tokens with a base that reads up to ``context``."""
+    if context is not None and max_length >= context:
+        return "shorten them: the base reads no more"
+    return "raise --max-length, or shorten them"
 
 
 def find_over_long(
-    parts: Mapping[str, Sequence[Row]], lengths: Mapping[str, Sequence[RowLength]], max_length: int
+    parts: Mapping[str, Sequence[Row]],
+    lengths: Mapping[str, Sequence[RowLength]],
+    max_length: int,
+    context: int | None = None,
 ) -> Iterator[Finding]:
     """Rows of more tokens than training takes."""
     for part, measured in lengths.items():
@@ -19,19 +27,19 @@ def find_over_long(
             longest = max(length.tokens for length in measured)
             rest = f"more than {max_length:,} tokens, the longest {longest:,}"
             message = share(len(long), len(rows), part, f"has {rest}", f"have {rest}")
-            severity, fate = _fate(rows[0])
+            severity, fate = _fate(rows[0], too_long(max_length, context))
             yield Finding("over-long", severity, message, fate, tuple(long))
 
 
-def _fate(row: Row) -> tuple[Severity, str]:
+def _fate(row: Row, mend: str) -> tuple[Severity, str]:
     """What training does with rows that are too long, and what to do about it."""
     match row:
         case DocumentRow():
             return "note", "training reads them in pieces of that many; nothing is lost"
         case TextRow():
-            return "warning", f"training cuts them; {LONGER}"
+            return "warning", f"training cuts them; {mend}"
         case _:
-            return "warning", f"training leaves them out; {LONGER}"
+            return "warning", f"training leaves them out; {mend}"
 
 
 def find_nothing_learned(

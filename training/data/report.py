@@ -33,7 +33,7 @@ def show(console: Console, checked: Checked) -> None:
     console.print(f"[bold]{data.kind}[/bold] rows, written as: {escape(formats) or 'nothing known'}")
     if checked.problems:
         console.print(f"[red]{escape(str(DataError(checked.problems)))}[/red]", soft_wrap=True)
-        if not any(data.parts.values()):
+        if not (checked.lengths and any(data.parts.values())):
             return
         console.print("of the rows that can be used:")
     console.print(_part_table(checked))
@@ -57,8 +57,8 @@ def as_json(checked: Checked) -> dict[str, Any]:
         "labels": list(data.labels),
         "multi_label": data.multi_label,
         "sha256": data.sha256,
-        "base": checked.base,
-        "max_length": checked.max_length,
+        "base": checked.base or None,
+        "max_length": checked.max_length or None,
         "parts": {part: _part_values(checked, part) for part in data.parts},
         "problems": [
             {"file": str(each.file), "where": each.where, "number": each.number, "what": each.what, "mend": each.mend}
@@ -111,10 +111,9 @@ def _percentiles(tokens: Sequence[int]) -> tuple[int, int, int, int]:
 
 
 def _part_values(checked: Checked, part: str) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "rows": len(checked.dataset.parts[part]),
-        "tokens": _token_values(checked.lengths[part], checked.max_length),
-    }
+    values: dict[str, Any] = {"rows": len(checked.dataset.parts[part])}
+    if part in checked.lengths:
+        values["tokens"] = _token_values(checked.lengths[part], checked.max_length)
     if checked.dataset.labels:
         counts = _label_counts(checked, part)
         values["labels"] = {name: counts[name] for name in checked.dataset.labels}

@@ -10,6 +10,8 @@ from training.errors import Problem
 FileKind = Literal["jsonl", "json", "csv", "parquet", "txt"]
 FILE_KINDS: tuple[FileKind, ...] = get_args(FileKind)
 LINE, ROW = "line", "row"
+MARK = "\ufffd"
+"""Stands where something is not UTF-8."""
 _KIND_NAMES = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
 
 
@@ -23,13 +25,19 @@ class Record:
 
 @dataclass(slots=True)
 class Table:
-    """The records of one file in order. ``where`` is what their numbers count: lines, or rows of a list or a table."""
+    """The records of one file in order.
+
+    Args:
+        where: what their numbers count: lines, or rows of a list or a table.
+        damaged: whether some of it is not UTF-8, and has marks in place of that.
+    """
 
     file: Path
     kind: FileKind
     where: str
     records: list[Record] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    damaged: bool = False
 
     def problem(self, number: int, what: str, mend: str, *, where: str | None = None) -> None:
         """Note what is wrong with a row (0: with the file) and how to mend it.
@@ -38,6 +46,10 @@ class Table:
             where: what the number counts, if not what numbers of this table's records do.
         """
         self.problems.append(Problem(self.file, where or self.where, number, what, mend))
+
+    def is_damaged(self, values: Any) -> bool:
+        """Whether something of a record cannot be read: its problem is told, and it is not used."""
+        return self.damaged and MARK in str(values)
 
     def place(self, record: Record) -> Place:
         """Where a record of this table stands."""

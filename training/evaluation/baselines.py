@@ -57,7 +57,7 @@ def text_baseline(
         # A label that all rows have, or none, is answered as such.
         warnings.filterwarnings("ignore", message="Label .* is present in|Label not .* is present in")
         model.fit(train_texts, train)
-        return label_metrics(test, model.predict(test_texts))
+        return label_metrics(test, model.predict(test_texts).reshape(test.shape))  # of one label it returns no column
 
 
 def _arrays(multi_label: bool, *parts: Labels) -> tuple[Ints, ...]:

@@ -11,7 +11,6 @@ from sklearn.metrics import (
     brier_score_loss,
     confusion_matrix,
     f1_score,
-    multilabel_confusion_matrix,
     precision_recall_fscore_support,
 )
 
@@ -59,17 +58,21 @@ def multi_label_report(labels: Sequence[str], expected: Ints, probabilities: Flo
         expected: 1 where a row has a label, else 0 [rows, labels].
         probabilities: that a row has a label [rows, labels].
         threshold: from which probability it is given.
+
+    Raises:
+        ValueError: shapes that do not fit, or no rows.
     """
     if not len(expected) or expected.shape != probabilities.shape or expected.shape[1] != len(labels):
         raise ValueError(f"{len(labels)} labels do not fit {expected.shape} and {probabilities.shape}")
     answered = (probabilities >= threshold).astype(int)
+    decisions = _decisions(labels, expected, answered)
     return ClassReport(
         multi_label=True,
         accuracy=float((expected == answered).all(1).mean()),
-        macro_f1=_f1(expected, answered, "macro"),
-        micro_f1=_f1(expected, answered, "micro"),
-        labels=_label_scores(labels, expected, answered),
-        decisions=_decisions(labels, expected, answered),
+        macro_f1=_macro_f1_of(decisions),
+        micro_f1=_micro_f1_of(decisions),
+        labels=tuple(map(_score, decisions)),
+        decisions=decisions,
         calibration=_calibration_of_labels(expected, probabilities),
     )
 
@@ -81,10 +84,11 @@ def label_metrics(expected: Ints, answered: Ints) -> dict[str, float]:
             "accuracy": float(accuracy_score(expected, answered)),
             "macro_f1": _f1(expected, answered, "macro"),
         }
+    decisions = _decisions([""] * expected.shape[1], expected, answered)
     return {
         "exact_match": float((expected == answered).all(1).mean()),
-        "micro_f1": _f1(expected, answered, "micro"),
-        "macro_f1": _f1(expected, answered, "macro"),
+        "micro_f1": _micro_f1_of(decisions),
+        "macro_f1": _macro_f1_of(decisions),
     }
 
 
@@ -162,13 +166,38 @@ def _confusions(labels: Sequence[str], matrix: Ints) -> tuple[Confusion, ...]:
 
 
 def _decisions(labels: Sequence[str], expected: Ints, answered: Ints) -> tuple[Decisions, ...]:
-    cells = multilabel_confusion_matrix(expected, answered).reshape(-1, 4).tolist()
+    """Counted here: scikit-learn takes a single label for two classes."""
+    there, given = expected == 1, answered == 1
+    cells = ((there & given).sum(0), (there & ~given).sum(0), (~there & given).sum(0), (~there & ~given).sum(0))
     return tuple(
         Decisions(
-            label=label, true_negatives=absent, false_positives=invented, false_negatives=missed, true_positives=found
+            label=label, true_positives=found, false_negatives=missed, false_positives=wrong, true_negatives=absent
         )
-        for label, (absent, invented, missed, found) in zip(labels, cells, strict=True)
+        for label, found, missed, wrong, absent in zip(labels, *(cell.tolist() for cell in cells), strict=True)
     )
+
+
+def _score(one: Decisions) -> LabelScore:
+    """One that was never given has precision 0, one without rows recall 0."""
+    found, missed, wrong = one.true_positives, one.false_negatives, one.false_positives
+    return LabelScore(
+        label=one.label,
+        precision=found / max(1, found + wrong),
+        recall=found / max(1, found + missed),
+        f1=2 * found / max(1, 2 * found + missed + wrong),
+        support=found + missed,
+    )
+
+
+def _macro_f1_of(decisions: Sequence[Decisions]) -> float:
+    """Over the labels that occur; one that no row has and nobody gave says nothing of the model."""
+    occur = [one for one in decisions if one.true_positives + one.false_negatives + one.false_positives]
+    return sum(_score(one).f1 for one in occur) / max(1, len(occur))
+
+
+def _micro_f1_of(decisions: Sequence[Decisions]) -> float:
+    found = 2 * sum(one.true_positives for one in decisions)
+    return found / max(1, found + sum(one.false_negatives + one.false_positives for one in decisions))
 
 
 def _calibration(expected: Ints, probabilities: Floats) -> Calibration:

@@ -68,7 +68,7 @@ def attention(
     layout, compiled = _layout.get()
     parts = (query[0], key[0], value[0])
     if compiled and can_attend(*parts, layout, dropout, sliding_window):
-        return attend(*parts, layout, scale, sliding_window)[None], None
+        return attend(*parts, layout, scale, sliding_window, dropout)[None], None
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)

@@ -31,8 +31,8 @@ def agreeing(
     none; of sets of the same size first that without ``narrow``, then without ``fused``, ``share_prefix``,
     ``loss_rows``, ``packing``. If all agree that costs two passes over the rows. The model is left as it was.
 
-    What the rows do not show cannot be found: a window of attention that is longer than all of them, for one. Nor are
-    the compiled kernels tried, which are for bfloat16.
+    What the rows do not show cannot be found: a window of attention that is longer than all of them, for one. Nor is
+    what only changes the arithmetic tried: the compiled kernels, packed weights, oneDNN and the coarse curve.
 
     Args:
         rows: Token ids; a few of different lengths, best with a common beginning.

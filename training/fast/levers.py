@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 
 @dataclass(frozen=True, slots=True)
 class Levers:
-    """What makes a step faster. All of them off is transformers' and PEFT's own way.
+    """What makes a step or an evaluation faster. All of them off is transformers' and PEFT's own way.
 
     Args:
         packing: Rows lie end to end, nothing is padded.

@@ -74,7 +74,8 @@ def choose_precision(
     ways: tuple[Matmul, ...] = ("highest", "medium") if onednn else ("highest",)
     rates, errors = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0.0)
     exact = x.double() @ weight.double()
-    packed_error = 0.0
+    packed_error = rounded = 0.0
+    halves = (x.bfloat16(), weight.bfloat16())
     # In turns, and the best of many: what else the machine does must not choose.
     for _ in range(_TURNS):
         for matmul in ways:
@@ -84,10 +85,10 @@ def choose_precision(
                 if CAN_PACK and matmul == "medium":
                     product = packed_product(x, packed(weight.T.contiguous()), None)
                     packed_error = float((product.double() - exact).abs().max())
+        rounded = max(rounded, _rate(*halves))
     as_exact = onednn and errors["medium"] <= _SAME * errors["highest"]
     # Where both are about as fast it must not be chance: the same seed would make other bytes.
     best: Matmul = "medium" if as_exact and rates["medium"] >= _ABOUT * rates["highest"] else "highest"
-    rounded = _rate(x.bfloat16(), weight.bfloat16())
     measured = (("float32", rates[best]), ("bfloat16", rounded))
     packs = CAN_PACK and best == "medium" and packed_error <= _SAME * errors["highest"]
     fastest = torch.bfloat16 if rounded >= _ENOUGH * rates[best] else torch.float32

@@ -1,6 +1,7 @@
 """Greedy answers, many at a time."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,10 +36,25 @@ def greedy(
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=pad_id,
         )
-        rows = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+        with _contiguous_head(model):
+            rows = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
         for index, row in zip(chosen, rows, strict=True):
             answers[index] = tokenizer.decode(row[width:], skip_special_tokens=True).strip()
     return answers
+
+
+@contextmanager
+def _contiguous_head(model: Any) -> Iterator[None]:
+    """Give the output layer its input in one piece.
+
+    Of a batch of prompts it gets every row's last position, a view with gaps. torch's matmul takes that for a batch of
+    products, and oneDNN copies the weight once for each row: of 40 rows of GPT-2 medium 8 GB, and 15 seconds.
+    """
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _by_length(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:

@@ -11,7 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from adapters.templates import encode_text
 from training.config import ClassifyConfig
 from training.data.findings import Finding, counted
-from training.data.lengthy import LONGER
+from training.data.lengthy import too_long
 from training.data.rows import Place, TextRow
 from training.errors import ConfigError
 from training.evaluation.baselines import MAJORITY, WORD_COUNTS, majority_baseline, text_baseline
@@ -62,9 +62,12 @@ class ClassifyTask(Task[TextRow, TextExample]):
     def finish(self) -> None:
         """Say which texts were cut."""
         if self._cut:
-            side, texts = self.config.truncation_side, counted(len(self._cut), "text")
-            message = f"{texts} of more than {self.max_length} tokens, cut at the {side} end"
-            self.findings.append(Finding("over-long", "warning", message, LONGER, tuple(self._cut)))
+            texts, are = counted(len(self._cut), "text"), "is" if len(self._cut) == 1 else "are"
+            message = (
+                f"{texts} of more than {self.max_length} tokens {are} cut at the {self.config.truncation_side} end"
+            )
+            mend = too_long(self.max_length, self.base.max_length)
+            self.findings.append(Finding("over-long", "warning", message, mend, tuple(self._cut)))
 
     def load_model(self) -> Any:
         """The base with a new head, drawn at random."""

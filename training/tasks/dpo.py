@@ -10,7 +10,6 @@ from torch.nn.functional import logsigmoid
 
 from training.config import DpoConfig
 from training.data.lengths import find_template
-from training.data.lengthy import LONGER
 from training.data.rows import PreferenceRow
 from training.data.unfit import answer_ids
 from training.dpo import DpoLoss, check_alone, check_installed
@@ -53,13 +52,7 @@ class DpoTask(Task[PreferenceRow, PreferenceExample]):
 
     def finish(self) -> None:
         """Leave out pairs of which an answer is too long."""
-        self.keep(
-            lambda example: max(len(example.ids), len(example.rejected)) <= self.max_length,
-            "over-long",
-            "row",
-            f"of more than {self.max_length} tokens",
-            LONGER,
-        )
+        self.keep_short(lambda example: max(len(example.ids), len(example.rejected)))
 
     def load_model(self) -> Any:
         """The base as a language model."""

@@ -6,7 +6,6 @@ from typing import Any
 from adapters.templates import PromptInput
 from training.config import InstructConfig
 from training.data.lengths import find_template
-from training.data.lengthy import LONGER
 from training.data.rows import Exchange, InstructRow
 from training.data.unfit import answer_ids
 from training.fast.model import FastModel
@@ -36,13 +35,7 @@ class InstructTask(LanguageTask[InstructRow]):
 
     def finish(self) -> None:
         """Leave out rows that are too long, since their end is what matters most."""
-        self.keep(
-            lambda example: len(example.ids) <= self.max_length,
-            "over-long",
-            "row",
-            f"of more than {self.max_length} tokens",
-            LONGER,
-        )
+        self.keep_short(lambda example: len(example.ids))
 
     def answer(self, fast: FastModel, examples: Sequence[AnswerExample]) -> list[Sample]:
         """Greedy answers, right if they are the expected ones."""

@@ -10,8 +10,8 @@ from torch.nn.functional import logsigmoid
 from adapters.templates import scored_end, scored_ids
 from training.config import RewardConfig
 from training.data.lengths import find_template
-from training.data.lengthy import LONGER
 from training.data.rows import PreferenceRow
+from training.data.unfit import answer_ids
 from training.evaluation.metrics import preference_metrics
 from training.fast.model import FastModel, Rows, Target
 from training.model import load_classifier
@@ -34,6 +34,8 @@ class RewardTask(Task[PreferenceRow, PairExample]):
 
     def encode_row(self, row: PreferenceRow) -> Sequence[PairExample]:
         """Both answers behind the same prompt, as they are scored when served."""
+        for answer in (row.chosen, row.rejected):
+            answer_ids(self.tokenizer, answer)  # refuses what holds the token that ends it
         chosen, rejected = (
             tuple(scored_ids(self._template, self.tokenizer, row.prompt, answer))
             for answer in (row.chosen, row.rejected)
@@ -42,13 +44,7 @@ class RewardTask(Task[PreferenceRow, PairExample]):
 
     def finish(self) -> None:
         """Leave out pairs of which an answer is too long."""
-        self.keep(
-            lambda example: max(len(example.ids), len(example.rejected)) <= self.max_length,
-            "over-long",
-            "row",
-            f"of more than {self.max_length} tokens",
-            LONGER,
-        )
+        self.keep_short(lambda example: max(len(example.ids), len(example.rejected)))
 
     def load_model(self) -> Any:
         """The base with a head of one number, drawn at random."""

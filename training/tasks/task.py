@@ -18,6 +18,7 @@ from training.config import TrainConfig
 from training.data.dataset import Dataset, Row, read_rows
 from training.data.findings import Finding, FindingKind, counted
 from training.data.inspection import inspect
+from training.data.lengthy import too_long
 from training.data.split import Split, divide
 from training.data.unfit import UNFIT, problem_of
 from training.errors import ConfigError, DataError, Problem
@@ -162,15 +163,13 @@ class Task(ABC, Generic[AnyRow, AnyExample]):
             yield ordered[start : start + size]
 
     def encode(self, base: BaseSource) -> None:
-        """Take ``base``'s tokenizer and turn the rows into token ids; ``findings`` says what was cut or left out."""
+        """Take ``base``'s tokenizer and turn the rows into token ids; ``findings`` says what was cut or left out.
+
+        Raises:
+            DataError: with every row that the template or the tokenizer refuses.
+            ConfigError: the base has not the tokens that it takes, or nothing is left to learn.
+        """
         self._take(base)
-        eos = self.tokenizer.eos_token_id
-        # Some tokenizers have no padding token; the vocabulary is never resized for one.
-        self.pad_id = eos if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
-        if self.pad_id is None:
-            raise ConfigError(f"--base {base.id}: its tokenizer has neither a padding nor an end-of-sequence token")
-        if eos is None and not self.config.has_head:
-            raise ConfigError(f"--base {base.id}: its tokenizer has no end-of-sequence token: answers would not end")
         if self.max_length < self.config.max_length:
             self.notes.append(f"rows may have {self.max_length} tokens: the context of {base.id} is no longer")
         parts = (self.rows.train, self.rows.validation, self.rows.test)
@@ -192,33 +191,59 @@ class Task(ABC, Generic[AnyRow, AnyExample]):
     def finish(self) -> None:
         """Look over the encoded rows; a task that leaves out what is too long does it here."""
 
+    def keep_short(self, tokens: Callable[[AnyExample], int]) -> None:
+        """Leave out the examples of more tokens than may be.
+
+        Raises:
+            ConfigError: none are left.
+        """
+        mend = too_long(self.max_length, self.base.max_length)
+        which = f"of more than {self.max_length} tokens"
+        self.keep(lambda example: tokens(example) <= self.max_length, "over-long", "row", which, mend)
+
     def keep(self, fits: Callable[[AnyExample], bool], kind: FindingKind, noun: str, which: str, mend: str) -> None:
-        """Leave out the examples that do not fit; a finding names their rows.
+        """Leave out the examples that do not fit; a finding of ``kind`` names their rows and says the mend.
 
         Args:
             noun: what a row is here.
             which: those that do not fit, in words that follow the noun.
+
+        Raises:
+            ConfigError: none are left.
         """
         parts = (self.examples.train, self.examples.validation, self.examples.test)
         places = dict.fromkeys(example.place for part in parts for example in part if not fits(example))
         if not places:
             return
         message = f"{counted(len(places), noun)} {which} {'is' if len(places) == 1 else 'are'} left out"
+        if any(example.place in places for part in parts for example in part if fits(example)):
+            message += " (of a conversation the exchanges that are too long)"
         self.findings.append(Finding(kind, "warning", message, mend, tuple(places)))
         self.examples = Split(*([example for example in part if fits(example)] for part in parts))
         if not self.examples.train or not self.examples.validation:
-            raise ConfigError(f"{message}, and none are left to train on or to validate on: {mend}")
+            raise ConfigError(f"{message}, and none are left to train on or to validate on: add rows, or {mend}")
 
     def _take(self, base: BaseSource) -> None:
+        """Take the tokenizer of a base that has the tokens that are needed."""
         self.base = base
         self.tokenizer = base.tokenizer()
+        eos = self.tokenizer.eos_token_id
+        # Some tokenizers have no padding token; the vocabulary is never resized for one.
+        self.pad_id = eos if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+        if self.pad_id is None:
+            raise ConfigError(f"--base {base.id}: its tokenizer has neither a padding nor an end-of-sequence token")
+        if eos is None and not self.config.has_head:
+            raise ConfigError(f"--base {base.id}: its tokenizer has no end-of-sequence token: answers would not end")
 
     def _refused(self) -> list[Problem]:
-        """What the template and the tokenizer refuse of the rows that can be read; nothing if there is no such base."""
+        """What the template and the tokenizer refuse of the rows that can be read; nothing where the base is not here.
+
+        Others are to be mended anyway, so nothing is fetched for it.
+        """
         problems: list[Problem] = []
         try:
-            self._take(resolve_base(self.config.base))
-        except AdapterError:
+            self._take(resolve_base(self.config.base, fetch=False))
+        except (AdapterError, ConfigError):
             return problems
         for rows in self.dataset.parts.values():
             self._encoded(rows, problems)

@@ -180,7 +180,8 @@ def test_large_spans_of_float32_go_to_torch_and_come_out_the_same(case: Case) ->
     with patch.object(native, "LARGEST", 40):
         found, kept = computed(case, torch.float32, NativeAttention(torch.float32, case.threads), unseen=0.0)
     whole, want = computed(case, torch.float32, NativeAttention(torch.float32, case.threads), unseen=0.0)
-    torch.testing.assert_close(found, whole, atol=tolerance(case), rtol=tolerance(case))
+    both_round = 2 * tolerance(case)
+    torch.testing.assert_close(found, whole, atol=both_round, rtol=both_round)
     if kept is not None and want is not None:
         assert torch.equal(kept.keys[0], want.keys[0])
         assert torch.equal(kept.values[0], want.values[0])

@@ -121,11 +121,62 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
         "line 11", "line 12", "line 13", "line 15", "line 16",
     ]  # fmt: skip
     assert "of the rows that can be used:" in said
-    assert any("1 of 12 training rows repeats an earlier one" in line for line in said), result.output
+    assert any("1 of 11 training rows repeats an earlier one" in line for line in said), result.output
     values = json.loads(run(file, "--json").stdout)
     assert [problem["number"] for problem in values["problems"]] == [11, 12, 13, 15, 16]
-    assert values["parts"]["data"]["rows"] == 12
+    assert values["parts"]["data"]["rows"] == 11
     assert "duplicates" in [finding["kind"] for finding in values["findings"]]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["text,label\ngood,a\nbad,b\n".encode("utf-16"), "texté,label\ngood,a\nbad,b\n".encode("latin-1")],
+    ids=["utf-16", "latin-1"],
+)
+def test_columns_that_are_not_utf8(tmp_path: Path, content: bytes) -> None:
+    """What is wrong is the encoding; nobody asks for other columns."""
+    file = tmp_path / "rows.csv"
+    file.write_bytes(content)
+    for options in ((), ("--task", "classify")):
+        result = run(file, *options)
+        assert result.exit_code == 2
+        assert "save the file as UTF-8" in result.output + result.stderr
+        assert "fit no kind" not in result.stderr
+        assert "no column" not in result.output
+
+
+def test_what_cannot_be_read_is_no_label_and_no_finding(tmp_path: Path) -> None:
+    file, other = tmp_path / "rows.csv", tmp_path / "validation.csv"
+    rows = "".join(f"{word} {n},bar\n{word} {n} more,foo\n" for n, word in enumerate(["red", "green", "blue"] * 4))
+    file.write_bytes(f"text,label\n{rows}".encode() + "olé,café\nolè,bar\n".encode("latin-1"))
+    other.write_text("text,label\nnothing,café\nelse,bar\n")
+    result = run(file, "--validation", other, "--json")
+    assert result.exit_code == 2
+    values = json.loads(result.stdout)
+    assert {problem["mend"] for problem in values["problems"]} == {"save the file as UTF-8"}
+    assert values["labels"] == ["bar", "foo"]
+    assert values["parts"]["data"]["rows"] == 24
+    places = [place["number"] for finding in values["findings"] for place in finding["places"]]
+    assert not {26, 27} & set(places)
+
+
+def test_problems_are_told_where_the_base_is_not_here(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "rows.jsonl", [*REVIEWS, {"text": "", "label": "n"}])
+    result = run(file, "--base", "somebody/large-base")
+    assert result.exit_code == 2
+    assert "line 21: 'text' is empty" in result.output
+    values = json.loads(run(file, "--base", "somebody/large-base", "--json").stdout)
+    assert (values["base"], values["max_length"], len(values["problems"])) == (None, None, 1)
+
+
+def test_what_follows_the_last_learned_answer_does_not_make_a_row_too_long(tmp_path: Path) -> None:
+    """Training reads nothing behind it."""
+    turns = [
+        {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"}, {"role": "assistant", "content": "one " * 400, "weight": 0},
+    ]  # fmt: skip
+    values = as_json(write_jsonl(tmp_path / "rows.jsonl", [{"messages": turns}] * 2), "--template", "chat")
+    assert values["parts"]["data"]["tokens"]["longest"] < 40
 
 
 def test_rows_of_which_none_can_be_used(tmp_path: Path) -> None:

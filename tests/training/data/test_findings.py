@@ -155,7 +155,8 @@ def test_absent_labels() -> None:
 def test_rows_of_several_labels() -> None:
     rows = texts(*((f"{letter}{letter}", (0, 1)) for letter in "abcdefgh"), ("i", ()), ("j", (0,)))
     assert found({"data": rows}, labels=("a", "b"), multi_label=True) == [
-        ("note", "1 of 10 training rows has no label", [9])
+        ("warning", "the label 'a' has 9 of 10 training rows (90%)", []),
+        ("note", "1 of 10 training rows has no label", [9]),
     ]
 
 

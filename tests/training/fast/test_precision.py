@@ -57,14 +57,18 @@ def test_onednn_is_not_taken_where_it_is_not_wanted(monkeypatch: pytest.MonkeyPa
     tried = set()
 
     def rate(x: torch.Tensor, _: torch.Tensor) -> float:
-        tried.add(torch.get_float32_matmul_precision())
-        return 150.0 if x.dtype == torch.bfloat16 else {"highest": 100.0, "medium": 200.0}[max(tried)]
+        way = torch.get_float32_matmul_precision()
+        if x.dtype == torch.bfloat16:
+            return 150.0
+        tried.add(way)
+        return {"highest": 100.0, "medium": 200.0}[way]
 
     monkeypatch.setattr(precision, "_rate", rate)
     chosen = choose_precision("auto", CPU, onednn=False)
     assert (chosen.matmul, chosen.packs, chosen.dtype) == ("highest", False, torch.bfloat16)
     assert tried == {"highest"}
     assert choose_precision("auto", CPU).dtype == torch.float32
+    assert tried == {"highest", "medium"}
 
 
 def test_weights_are_packed_only_where_that_is_as_exact(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,7 +117,7 @@ def test_the_same_with_any_number_of_threads() -> None:
 
 @pytest.mark.parametrize("compiled", [True, False])
 def test_who_computes(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernels where they are wanted; they are for bfloat16, without dropout, and heads they have room for."""
+    """The kernels where they are wanted; they are for bfloat16, and heads they have room for."""
     called = []
     monkeypatch.setattr(packed, "attend", lambda *args: called.append(args) or attend(*args))
     layout = LAYOUTS["mixed"]
@@ -133,7 +133,8 @@ def test_what_they_are_for() -> None:
     q, k, v = qkv(layout, heads=4, kv_heads=2)
     assert can_attend(q, k, v, layout, 0.0, None)
     assert can_attend(q, k, v, layout, 0.0, 3)
-    assert not can_attend(q, k, v, layout, 0.1, None)
+    assert can_attend(q, k, v, layout, 0.1, None)
+    assert not can_attend(q, k, v, layout, 1.0, None)
     for wrong in (
         (q.float(), k, v), (q, k, v.float()), (q[:3], k, v), (q, k, v[:1]), (q, k, v[..., :32]),
         (q, k[:, 1:], v[:, 1:]), tuple(part[:, 1:] for part in (q, k, v)),

@@ -349,9 +349,8 @@ def load_optimiser_state(
 def identity(task: Task[Any, Any], processes: Processes) -> dict[str, Any]:
     """What must be the same for a run to go on."""
     hashes = {f"{part}_sha256": sha256 for part, sha256 in task.dataset.hashes.items()}
-    return {
-        **task.config.as_recipe(), **hashes, "fingerprint": task.base.fingerprint, "processes": processes.count,
-    }  # fmt: skip
+    beside = {"fingerprint": task.base.fingerprint, "processes": processes.count}
+    return {**task.config.as_recipe(), **hashes, **beside}
 
 
 def check_identity(task: Task[Any, Any], processes: Processes, saved: dict[str, Any]) -> None:

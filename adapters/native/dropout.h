@@ -35,3 +35,27 @@ INLINE __mmask16 kept_of(const Dropout *dropout, uint64_t row, int64_t place) {
     h = _mm512_xor_si512(h, _mm512_srli_epi32(h, 16));
     return _mm512_cmpge_epu32_mask(h, _mm512_set1_epi32((int32_t)dropout->dropped));
 }
+
+/* y = dropout(x) for n values, in place if y is x. DROP for a type with LOAD(address, lanes) and STORE(address, lanes,
+ * values). */
+#define CHUNK 65536
+#define DROP(TYPE, NAME, LOAD, STORE)                                                                                 \
+    void NAME(const TYPE *x, TYPE *y, int64_t n, const Dropout *dropout, int64_t threads) {                           \
+        const __m512 more = _mm512_set1_ps(kept_scale(dropout));                                                      \
+        _Pragma("omp parallel for schedule(static) num_threads(threads)") for (int64_t start = 0; start < n;          \
+                                                                               start += CHUNK) {                      \
+            const uint64_t seed = row_seed(dropout, start / CHUNK);                                                   \
+            for (int64_t i = start; i < min64(n, start + CHUNK); i += 16) {                                           \
+                const __mmask16 mask = lanes(n - i);                                                                  \
+                const __mmask16 kept = kept_of(dropout, seed, i - start);                                             \
+                STORE(y + i, mask, _mm512_maskz_mul_ps(kept, LOAD(x + i, mask), more));                               \
+            }                                                                                                         \
+        }                                                                                                             \
+    }
+#define LOAD_F32(P, MASK) _mm512_maskz_loadu_ps(MASK, P)
+#define STORE_F32(P, MASK, X) _mm512_mask_storeu_ps(P, MASK, X)
+DROP(float, tenora_drop_f32, LOAD_F32, STORE_F32)
+DROP(bf16, tenora_drop_bf16, load, store)
+#undef LOAD_F32
+#undef STORE_F32
+#undef DROP

@@ -137,6 +137,7 @@ _SIGNATURES = {
     "tenora_argmax": (Pointer, Int, Int, Pointer, Int),
     "tenora_packed_attention": (Pointer, Pointer),
     "tenora_packed_attention_back": (Pointer, Pointer, Pointer),
+    "tenora_drop": (Pointer, Pointer, Int, Pointer, Int),
     "tenora_gelu": (Pointer, Pointer, Pointer, Int, Int, Int),
     "tenora_lora": (Pointer, Int, Int),
     "tenora_cross_entropy": (Pointer, Pointer, Pointer, Pointer, Int, Int, Int),

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from bench.trainers.work import (
     review_texts,
     twin,
 )
-from training.fast.levers import Levers
+from training.fast.levers import NEEDS, Levers
 from training.fast.precision import Precision, choose_precision
 
 PAD = 1
@@ -250,16 +250,11 @@ def _trl(bench: Bench, model: Any, rows: Sequence[Row]) -> dict[str, Step]:
 
 def _sets(names: Sequence[str]) -> dict[str, Levers]:
     """No lever, each of ``names`` alone (with what it needs, where it needs others), each missing, and all."""
-    needs = {
-        "share_prefix": ("packing",),
-        "narrow": ("packing", "loss_rows"),
-        "compiled": ("packing", "loss_rows", "fused"),
-        "prepack": ("fused", "onednn") if "onednn" in names else ("fused",),
-    }
+    needs = {**NEEDS, "prepack": ("fused", "onednn") if "onednn" in names else ("fused",)}
     alone = {name: sorted({name, *needs.get(name, ())}) for name in names}
     return {
         "none": Levers.none(),
-        **{" + ".join(on): replace(Levers.none(), **dict.fromkeys(on, True)) for on in alone.values()},
+        **{" + ".join(on): Levers.only(*on) for on in alone.values()},
         **{f"all but {name}": Levers().without(name) for name in names},
         "all": Levers(),
     }

@@ -19,7 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from training.fast.dropout import kept
+from training.fast.dropout import Drop, draw
 from training.fast.layout import Group, Layout
 from training.fast.native.attention import attend, can_attend
 
@@ -73,7 +73,7 @@ def attention(
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     written_out = layout.device.type == "cpu" and max(layout.shared, *layout.lengths) <= LONGEST
-    how = _How(layout, scale, dropout, sliding_window)
+    how = _How(layout, scale, dropout, sliding_window, compiled)
     gathers = any(group.span is None or group.front for group in layout.groups)
     # Gathering rows of tokens is quick where each head's lie together.
     query, key, value = (part[0].contiguous() if gathers else part[0] for part in (query, key, value))
@@ -88,6 +88,7 @@ class _How(NamedTuple):
     scale: float
     dropout: float
     window: int | None
+    compiled: bool
 
 
 def _torch_attention(query: Tensor, key: Tensor, value: Tensor, how: _How) -> Tensor:
@@ -112,7 +113,6 @@ class _Saved(NamedTuple):
     key: Tensor
     value: Tensor
     shares: Tensor
-    left: Tensor | None
 
 
 class _Attention(torch.autograd.Function):
@@ -122,11 +122,13 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, how: _How) -> Tensor:
         out = query.new_empty(query.shape[1], len(query), query.shape[2])
         saved: list[_Saved] = []
+        ctx.drops = []
         for group in how.layout.groups:
-            part, needed = _forward(group, query, key, value, how)
+            part, needed, drop = _forward(group, query, key, value, how)
             _put(group, out, part, group.back)
             if any(ctx.needs_input_grad[:3]):
                 saved.append(needed)
+                ctx.drops.append(drop)
         ctx.save_for_backward(*itertools.chain.from_iterable(saved))
         ctx.layout, ctx.scale = how.layout, how.scale
         return out
@@ -138,8 +140,8 @@ class _Attention(torch.autograd.Function):
         saved = [_Saved(*tensors[start : start + size]) for start in range(0, len(tensors), size)]
         dquery, dkey, dvalue = (dout.new_empty(dout.shape) for _ in range(3))
         fronts: list[tuple[Group, Tensor, Tensor]] = []
-        for group, needed in zip(layout.groups, saved, strict=True):
-            dq, dk, dv = _backward(group, needed, dout, ctx.scale)
+        for group, needed, drop in zip(layout.groups, saved, ctx.drops, strict=True):
+            dq, dk, dv = _backward(group, needed, drop, dout, ctx.scale)
             _put(group, dquery, dq, group.back)
             _put(group, dkey, dk, group.seen_back)
             _put(group, dvalue, dv, group.seen_back)
@@ -150,7 +152,7 @@ class _Attention(torch.autograd.Function):
         return (*(part.transpose(0, 1) for part in (dquery, dkey, dvalue)), None)
 
 
-def _forward(group: Group, query: Tensor, key: Tensor, value: Tensor, how: _How) -> tuple[Tensor, _Saved]:
+def _forward(group: Group, query: Tensor, key: Tensor, value: Tensor, how: _How) -> tuple[Tensor, _Saved, Drop | None]:
     """``[heads · rows, longest, width]``, and what its backward pass needs."""
     q = _rows(group, query) * how.scale
     k, v = _behind(group, key), _behind(group, value)
@@ -159,19 +161,21 @@ def _forward(group: Group, query: Tensor, key: Tensor, value: Tensor, how: _How)
     if mask is not None:
         scores.view(len(query), len(group.lengths), *scores.shape[1:]).add_(mask.transpose(0, 1))
     shares = scores.softmax(-1)  # which torch computes in float32 at least, whatever goes in and out
-    left = kept(shares.shape, how.dropout, shares) if how.dropout else None
-    out = torch.bmm(shares if left is None else shares * left, v)
-    return out, _Saved(q, k, v, shares, left)
+    drop = draw(shares, how.dropout, compiled=how.compiled)
+    out = torch.bmm(shares if drop is None else drop.of(shares), v)
+    return out, _Saved(q, k, v, shares), drop
 
 
-def _backward(group: Group, saved: _Saved, dout: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(
+    group: Group, saved: _Saved, drop: Drop | None, dout: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries, keys and values, ``[heads · rows, longest or front + longest, width]``."""
-    q, k, v, shares, left = saved
+    q, k, v, shares = saved
     do = _rows_of_gradient(group, dout)
-    dv = torch.bmm((shares if left is None else shares * left).transpose(1, 2), do)
+    dv = torch.bmm((shares if drop is None else drop.of(shares)).transpose(1, 2), do)
     dshares = torch.bmm(do, v.transpose(1, 2))
-    if left is not None:
-        dshares.mul_(left)
+    if drop is not None:
+        drop.into(dshares)
     dscores = torch._softmax_backward_data(dshares, shares, -1, q.dtype)
     dq = torch.bmm(dscores, k).mul_(scale)
     dk = torch.bmm(dscores.transpose(1, 2), q)

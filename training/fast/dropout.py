@@ -6,9 +6,14 @@ is scaled by the rounded rate, so the expectation is exact.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from training.fast.native.dropout import Counted, can_drop
 
 _STEPS = 1 << 16
 _LOWEST = -(1 << 15)
@@ -24,15 +29,69 @@ def kept(shape: Sequence[int], rate: float, like: Tensor) -> Tensor:
     return keeps.view(*shape).to(like.dtype).mul_(_STEPS / (_STEPS - dropped))
 
 
-class FastDropout:
-    """The forward of a dropout layer."""
+class Drop(Protocol):
+    """Which places of a tensor are dropped; what is left is scaled so that the mean stays."""
 
-    def __init__(self, layer: nn.Dropout) -> None:
-        self._layer = layer
+    def of(self, x: Tensor) -> Tensor:
+        """``x`` without them, in a tensor of its own."""
+
+    def into(self, x: Tensor) -> Tensor:
+        """The same in place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """By a mask that is kept."""
+
+    mask: Tensor
+
+    def of(self, x: Tensor) -> Tensor:
+        """``x`` without them, in a tensor of its own."""
+        return x * self.mask
+
+    def into(self, x: Tensor) -> Tensor:
+        """The same in place."""
+        return x.mul_(self.mask)
+
+
+def draw(like: Tensor, rate: float, *, compiled: bool) -> Drop | None:
+    """Places of tensors of this shape and type, by the compiled kernels if those are wanted; None at a rate of zero."""
+    if not rate:
+        return None
+    return Counted(rate) if compiled and can_drop(like) else Masked(kept(like.shape, rate, like))
+
+
+class _Dropped(torch.autograd.Function):
+    """``x`` without the places of a `Drop`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, drop: Drop) -> Tensor:
+        ctx.drop = drop
+        return drop.of(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        return ctx.drop.of(dy), None
+
+
+class FastDropout:
+    """The forward of a dropout layer.
+
+    Args:
+        compiled: By the compiled kernels, where those are there.
+    """
+
+    def __init__(self, layer: nn.Dropout, *, compiled: bool = False) -> None:
+        self._layer, self._compiled = layer, compiled
 
     def __call__(self, x: Tensor) -> Tensor:
         """The shape of ``x``."""
         rate = self._layer.p if self._layer.training else 0.0
-        if not rate:
+        if x.device.type != "cpu":
+            return nn.functional.dropout(x, rate)
+        drop = draw(x, rate, compiled=self._compiled)
+        if drop is None:
             return x
-        return x * kept(x.shape, rate, x) if x.device.type == "cpu" else nn.functional.dropout(x, rate)
+        y: Tensor = _Dropped.apply(x, drop)  # type: ignore[no-untyped-call]
+        return y

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from training.fast.dropout import kept
+from training.fast.dropout import Drop, draw
 from training.fast.frozen import FrozenWeight
 from training.fast.native.lora import add_lora, can_add
 
@@ -36,22 +36,22 @@ class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, how: _How) -> Tensor:
         flat = x.reshape(-1, x.shape[-1]).to(how.dtype)
-        left = kept(flat.shape, how.dropout, flat) if how.dropout else None
+        drop = draw(flat, how.dropout, compiled=how.compiled)
         y = how.frozen.product(flat, how.dtype)
-        narrow = _add_lora(flat if left is None else flat * left, a, b, how, y)
-        ctx.save_for_backward(flat, a, b, narrow, left)
-        ctx.how, ctx.shape, ctx.outer = how, x.shape, x.dtype
+        narrow = _add_lora(flat if drop is None else drop.of(flat), a, b, how, y)
+        ctx.save_for_backward(flat, a, b, narrow)
+        ctx.how, ctx.drop, ctx.shape, ctx.outer = how, drop, x.shape, x.dtype
         return y.view(*x.shape[:-1], how.frozen.width)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        flat, a, b, narrow, left = ctx.saved_tensors
-        how = ctx.how
+        flat, a, b, narrow = ctx.saved_tensors
+        how, drop = ctx.how, ctx.drop
         dy = dy.reshape(-1, how.frozen.width).to(how.dtype)
         dx = how.frozen.back(dy, how.dtype) if ctx.needs_input_grad[0] else None
-        dnarrow = _back_lora(dy, a, b, how, dx, left)
-        da = (dnarrow.T @ (flat if left is None else flat * left)).to(a.dtype)
+        dnarrow = _back_lora(dy, a, b, how, dx, drop)
+        da = (dnarrow.T @ (flat if drop is None else drop.of(flat))).to(a.dtype)
         db = (narrow.T @ dy).T.mul(how.scaling).to(b.dtype)  # this way round the narrow side is cheap
         return None if dx is None else dx.view(ctx.shape).to(ctx.outer), da, db, None
 
@@ -65,16 +65,16 @@ def _add_lora(x: Tensor, a: Tensor, b: Tensor, how: _How, y: Tensor) -> Tensor:
     return narrow
 
 
-def _back_lora(dy: Tensor, a: Tensor, b: Tensor, how: _How, dx: Tensor | None, left: Tensor | None) -> Tensor:  # noqa: PLR0917
+def _back_lora(dy: Tensor, a: Tensor, b: Tensor, how: _How, dx: Tensor | None, drop: Drop | None) -> Tensor:  # noqa: PLR0917
     """``dx += s (dy B) A``, if there is one; returns ``s (dy B)``."""
-    if how.compiled and dx is not None and left is None and can_add(dy, b.T, a.T, dx):
+    if how.compiled and dx is not None and drop is None and can_add(dy, b.T, a.T, dx):
         return add_lora(dy, b.T, a.T, how.scaling, dx, scale_first=True)
     dnarrow = (dy @ b.to(how.dtype)).mul_(how.scaling)
     if dx is not None:
-        if left is None:
+        if drop is None:
             dx.addmm_(dnarrow, a.to(how.dtype))
         else:
-            dx.add_((dnarrow @ a.to(how.dtype)).mul_(left))
+            dx.add_(drop.into(dnarrow @ a.to(how.dtype)))
     return dnarrow
 
 

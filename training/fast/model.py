@@ -276,7 +276,7 @@ class FastModel:
             if module not in inside and copies and _is_frozen_linear(module):
                 self._patch(module, FastFrozen(module, self._arithmetic, self._packs))
             elif type(module) is nn.Dropout and module not in inside:
-                self._patch(module, FastDropout(module))
+                self._patch(module, FastDropout(module, compiled=self.levers.compiled))
             elif (activation := self._activation(module)) is not None:
                 self._patch(module, activation.forward)
 

@@ -154,11 +154,13 @@ def _labels(results: Results) -> list[str]:
     report = results.after.classes
     if report is None:
         return []
+    wrong = {one.label: (f"{one.false_negatives:,}", f"{one.false_positives:,}") for one in report.decisions}
     rows = [
-        (one.label, figure(one.precision), figure(one.recall), figure(one.f1), f"{one.support:,}")
+        (one.label, *map(figure, (one.precision, one.recall, one.f1)), f"{one.support:,}", *wrong.get(one.label, ()))
         for one in report.labels
     ]
-    blocks = ["### By label", _table(("label", "precision", "recall", "F1", "rows"), rows)]
+    names = ("label", "precision", "recall", "F1", "rows", *(("missed", "wrongly given") if wrong else ()))
+    blocks = ["### By label", _table(names, rows)]
     if report.confusions:
         commonest = [f"{one.expected} taken for {one.answered} ({one.count})" for one in report.confusions[:3]]
         blocks.append(f"Commonest mistakes: {_text(listed(commonest))}.")

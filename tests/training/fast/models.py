@@ -3,7 +3,6 @@
 import copy
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from tests.support.tiny import CONFIGS
-from training.fast.levers import Levers
+from training.fast.levers import NEEDS, Levers
 from training.fast.model import FastModel, Target
 
 PAD, VOCABULARY = 1, 320
@@ -21,12 +20,6 @@ DECODERS = ("gpt2", "llama", "qwen3", "mistral", "opt", "gpt_neox", "phi")
 ENCODERS = ("distilbert", "bert", "roberta")
 LEVERS = ("packing", "share_prefix", "loss_rows", "narrow", "fused", "compiled", "prepack")
 """Those of the model; the others choose a precision."""
-_NEEDS = {
-    "share_prefix": ("packing",),
-    "narrow": ("packing", "loss_rows"),
-    "compiled": ("packing", "loss_rows", "fused"),
-    "prepack": ("fused",),
-}
 STILL = dict.fromkeys(
     ("embd_pdrop", "attn_pdrop", "resid_pdrop", "dropout", "attention_dropout", "seq_classif_dropout",
      "hidden_dropout_prob", "attention_probs_dropout_prob", "hidden_dropout"), 0.0
@@ -37,8 +30,7 @@ Rows = list[list[int]]
 
 def ways() -> dict[str, Levers]:
     """All levers, each alone with what it needs, and each missing."""
-    needed = {name: (name, *_NEEDS.get(name, ())) for name in LEVERS}
-    alone = {f"only {name}": replace(Levers.none(), **dict.fromkeys(needed[name], True)) for name in LEVERS}
+    alone = {f"only {name}": Levers.only(name, *NEEDS.get(name, ())) for name in LEVERS}
     return {"all": Levers(), **alone, **{f"no {name}": Levers().without(name) for name in LEVERS}}
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.fast.dropout import FastDropout, kept
+from training.fast.dropout import FastDropout, Masked, draw, kept
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -37,10 +37,11 @@ def test_under_a_seed_the_same() -> None:
     assert not torch.equal(draws[0], draws[2])
 
 
-def test_a_layer() -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_layer(compiled: bool) -> None:
     """Its gradient is that of what was left; nothing is dropped in evaluation or at a rate of zero."""
     layer = nn.Dropout(0.4)
-    fast, x = FastDropout(layer), torch.randn(50, requires_grad=True)
+    fast, x = FastDropout(layer, compiled=compiled), torch.randn(50, requires_grad=True)
     out = fast(x)
     (gradient,) = torch.autograd.grad(out.sum(), x)
     assert torch.equal(out, x * gradient)
@@ -49,3 +50,15 @@ def test_a_layer() -> None:
     assert fast(x) is x
     layer.train().p = 0.0
     assert fast(x) is x
+
+
+def test_of_and_into_drop_the_same_places() -> None:
+    x = torch.randn(7, 33)
+    for compiled in (False, True):
+        drop = draw(x, 0.3, compiled=compiled)
+        assert drop is not None
+        expected = drop.of(x)
+        assert torch.equal(drop.into(x.clone()), expected)
+        assert (expected == 0).any()
+    assert draw(x, 0.0, compiled=True) is None
+    assert isinstance(draw(x, 0.3, compiled=False), Masked)

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from tests.training.reporting.runs import instruct_results, many_labels, results
+from tests.training.reporting.runs import instruct_results, many_labels, multi_label, results
 from training.reporting.card import model_card, write_card
 from training.reporting.files import write_beside
 from training.reporting.plots.draw import draw_all
@@ -48,6 +48,16 @@ def test_the_card_tells_what_the_run_measured() -> None:
     assert f"SHA-256 `{results().data_sha256}`" in card
     assert "| batch size | 4 |" in card
     assert "peft 0.21.2" in card
+
+
+def test_of_several_labels_the_card_says_what_was_missed() -> None:
+    made = multi_label(3)
+    report = made.after.classes
+    assert report is not None
+    card = model_card(made)
+    assert "| label | precision | recall | F1 | rows | missed | wrongly given |" in card
+    for one in report.decisions:
+        assert f"| {one.false_negatives} | {one.false_positives} |" in card
 
 
 def test_the_judge_stands_in_the_card() -> None:

@@ -3,7 +3,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from tests.training.reporting.runs import answers, classifier, instruct_results, many_labels, results
+from tests.training.reporting.runs import answers, classifier, instruct_results, many_labels, multi_label, results
 from training.reporting.results import Results, Sample
 from training.reporting.tables import confusion_table, labels_table, metrics_table, show_report, show_results
 
@@ -56,6 +56,16 @@ def test_of_many_labels_the_commonest() -> None:
     mistakes = confusion_table(report)
     assert mistakes is not None
     assert mistakes.row_count == 10
+
+
+def test_of_several_labels_what_was_missed_and_wrongly_given() -> None:
+    made = multi_label(3)
+    report = made.after.classes
+    assert report is not None
+    text = flat(shown(made))
+    assert "label precision recall F1 rows missed wrongly given" in text
+    for one, score in zip(report.decisions, report.labels, strict=True):
+        assert f" {score.support} {one.false_negatives} {one.false_positives} " in text
 
 
 def test_no_mistakes_no_table() -> None:

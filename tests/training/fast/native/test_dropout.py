@@ -1,13 +1,15 @@
-"""Attention's dropout by the compiled kernels, against the same places dropped in float64."""
+"""Dropout by the compiled kernels: of tensors, and attention's against the same places dropped in float64."""
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.support.fences import fenced
 from tests.training.fast.models import tree_rows
 from tests.training.fast.native.threads import assert_same_with_threads
 from training.fast.layout import Layout, pack
 from training.fast.native.attention import attend, can_attend
+from training.fast.native.dropout import Counted, can_drop
 
 pytestmark = pytest.mark.usefixtures("bf16_kernels")
 CPU = torch.device("cpu")
@@ -117,3 +119,48 @@ def test_rates_at_the_borders(rate: float) -> None:
     kept = places(layout, seed=5, rate=rate)[:, seen_by(layout)] != 0
     assert float(kept.double().mean()) == pytest.approx(1 - rate, abs=0.03)
     assert not can_attend(*qkv(layout), layout, 1.0, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rate", [0.01, 0.1, 0.5, 0.9])
+def test_tensors(rate: float, dtype: torch.dtype) -> None:
+    """Longer than a part that has one seed; as many dropped as should be, neighbours and parts apart."""
+    torch.manual_seed(0)
+    ones = torch.ones(3, 70_001, dtype=dtype)
+    left = Counted(rate).of(ones)
+    assert (left.shape, left.dtype) == (ones.shape, dtype)
+    dropped = (left == 0).double().flatten()
+    assert float(dropped.mean()) == pytest.approx(rate, abs=5 * (rate * (1 - rate) / dropped.numel()) ** 0.5)
+    assert left.unique().tolist() == pytest.approx([0, 1 / (1 - rate)], rel=1e-2 if dtype == torch.bfloat16 else 1e-6)
+    for away in (1, 2, 16, 65_536):
+        together = torch.corrcoef(torch.stack((dropped[:-away], dropped[away:])))[0, 1]
+        assert abs(float(together)) < 0.02
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 65_537])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tensors_of_any_size_stay_within_their_memory(dtype: torch.dtype, count: int) -> None:
+    x = fenced(torch.randn(count).to(dtype))
+    drop = Counted(0.5)
+    expected = drop.of(x.clone())
+    for before in (False, True):
+        assert torch.equal(drop.into(fenced(x, before=before)), expected)
+    assert set((expected != 0).tolist()) <= {True, False}
+    kept = expected != 0
+    torch.testing.assert_close(expected[kept], (x * 2)[kept])
+
+
+def test_tensors_with_gaps_and_threads() -> None:
+    x = torch.randn(300, 800)
+    drop = Counted(0.3)
+    assert torch.equal(drop.of(x.T), drop.of(x.T.contiguous()))
+    with pytest.raises(AssertionError):
+        drop.into(x.T)
+    assert_same_with_threads(lambda: [drop.of(x)])
+    assert can_drop(x)
+    assert not can_drop(x.double())
+    torch.manual_seed(4)
+    first, second = Counted(0.3).of(x), Counted(0.3).of(x)
+    torch.manual_seed(4)
+    assert torch.equal(Counted(0.3).of(x), first)
+    assert not torch.equal(first, second)

@@ -122,7 +122,11 @@ def random_state(device: torch.device, index: int) -> dict[str, Tensor]:
 
 
 def restore_random(states: dict[str, Tensor], device: torch.device, index: int) -> None:
-    """Go on with the random numbers of process ``index`` where ``random_state`` was taken."""
-    torch.set_rng_state(states[f"random.{index}.cpu"])
-    if device.type == "cuda" and f"random.{index}.cuda" in states:
-        torch.cuda.set_rng_state(states[f"random.{index}.cuda"], device)
+    """Go on with the random numbers of process ``index`` where ``random_state`` was taken.
+
+    Older states hold those of the first process alone.
+    """
+    own = f"random.{index}." if f"random.{index}.cpu" in states else "random."
+    torch.set_rng_state(states[f"{own}cpu"])
+    if device.type == "cuda" and f"{own}cuda" in states:
+        torch.cuda.set_rng_state(states[f"{own}cuda"], device)

@@ -106,16 +106,18 @@ def _answering(task: Task[Any, Any], model: Any, device: torch.device) -> float:
         began = _now(device)
         greedy(
             model, task.tokenizer, prompts, pad_id=task.pad_id, most_tokens=tokens, context=task.base.max_length,
-            batch_size=len(prompts),
+            batch_size=len(prompts), least_tokens=tokens,
         )  # fmt: skip
         return _now(device) - began
 
+    answered(1)  # the first one imports and allocates
     prompt = answered(1)
     token = max(0.0, answered(1 + _TOKENS) - prompt) / _TOKENS
     batch = prompt + (config.answer_tokens - 1) * token
-    batches = 2 * -(-len(held_out) // config.eval_batch_size) + config.epochs * (
-        -(-len(per_epoch) // config.eval_batch_size)
-    )
+    # Validation rows are answered before the first step too, unless they are the held-out ones.
+    measurements = config.epochs + bool(task.examples.test)
+    batches = 2 * -(-len(held_out) // config.eval_batch_size)
+    batches += measurements * -(-len(per_epoch) // config.eval_batch_size)
     sample = prompt / len(prompts) + (config.answer_tokens - 1) * token
     return batches * batch + config.epochs * sample
 

@@ -174,6 +174,7 @@ class Loop:
             loss = self._task.loss(self._fast, batch) / weight
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
+            del loss  # and with it masks of dropout, before the next batch needs the room
         total = processes.sum(total, self._fast.device)
         if not math.isfinite(total):
             raise self._not_finite(total, examples, self._done + 1)
@@ -362,7 +363,8 @@ def check_identity(task: Task[Any, Any], processes: Processes, saved: dict[str, 
     present = identity(task, processes)
     # What there was no flag for when it was saved was as it is without one.
     fields = type(task.config).model_fields
-    saved = {**{name: fields[name].default for name in present if name in fields}, "processes": 1, **saved}
+    before = {name: fields[name].default for name in present if name in fields}
+    saved = {**before, "processes": processes.count, **saved}
     changed = sorted(name for name in present.keys() | saved.keys() if present.get(name) != saved.get(name))
     if changed:
         differences = "; ".join(f"{name}: {saved.get(name)!r} then, {present.get(name)!r} now" for name in changed)

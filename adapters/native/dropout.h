@@ -9,7 +9,7 @@ typedef struct {
 } Dropout;
 
 static inline float kept_scale(const Dropout *dropout) {
-    return dropout->dropped ? (float)(1.0 / (1.0 - ldexp((double)dropout->dropped, -32))) : 1.0f;
+    return dropout->dropped ? (float)(1.0 / (1.0 - dropout->dropped * 0x1p-32)) : 1.0f;
 }
 
 /* The seed of one row of places: splitmix64. */
@@ -42,8 +42,8 @@ INLINE __mmask16 kept_of(const Dropout *dropout, uint64_t row, int64_t place) {
 #define DROP(TYPE, NAME, LOAD, STORE)                                                                                 \
     void NAME(const TYPE *x, TYPE *y, int64_t n, const Dropout *dropout, int64_t threads) {                           \
         const __m512 more = _mm512_set1_ps(kept_scale(dropout));                                                      \
-        _Pragma("omp parallel for schedule(static) num_threads(threads)") for (int64_t start = 0; start < n;          \
-                                                                               start += CHUNK) {                      \
+        _Pragma("omp parallel for schedule(static) num_threads(threads) if (n > CHUNK)")                              \
+        for (int64_t start = 0; start < n; start += CHUNK) {                                                          \
             const uint64_t seed = row_seed(dropout, start / CHUNK);                                                   \
             for (int64_t i = start; i < min64(n, start + CHUNK); i += 16) {                                           \
                 const __mmask16 mask = lanes(n - i);                                                                  \

@@ -53,6 +53,7 @@ typedef struct {
     bf16 q_panels[KEYS * MAX_HEAD], dout_panels[KEYS * MAX_HEAD];
     float logsum[KEYS], delta[KEYS]; /* delta: the output times its gradient, summed */
     const Dropout *dropout;          /* or NULL */
+    float more;                      /* its scale */
     uint64_t seeds[KEYS];            /* of the queries' dropout */
     float dq[KEYS * MAX_HEAD];
 } Block;
@@ -77,7 +78,7 @@ static void lay_block(Block *block, const Packed *packed, const Gradients *gradi
         block->logsum[r] = packed->logsum[(token + r) * at->heads + head];
         block->seeds[r] = row_seed(&packed->dropout, (token + r) * at->heads + head);
     }
-    block->dropout = dropout_of(packed);
+    block->dropout = dropout_of(packed), block->more = kept_scale(&packed->dropout);
     lay_values(&q, 0, 0, block->count, dim, block->q_panels);
     lay_values(&d, 0, 0, block->count, dim, block->dout_panels);
     memset(block->dq, 0, (block->count + QUERIES - 1) / QUERIES * QUERIES * wide * sizeof(float));
@@ -94,7 +95,7 @@ INLINE void gradients_of(const Block *block, int64_t r, __mmask16 visible, int64
     *share = whole;
     if (block->dropout) {
         const __mmask16 kept = r < block->count ? kept_of(block->dropout, block->seeds[r], place) : 0;
-        const __m512 more = _mm512_set1_ps(kept_scale(block->dropout));
+        const __m512 more = _mm512_set1_ps(block->more);
         *share = _mm512_maskz_mul_ps(kept, whole, more);
         gradient = _mm512_maskz_mul_ps(kept, gradient, more);
     }

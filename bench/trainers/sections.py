@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ from training.fast.precision import Precision, choose_precision
 PAD = 1
 EVERY, EVALUATED = 5, 5
 """Recipe 1: after so many steps, the loss on so many batches of validation."""
+LOOKS, FEW_LOOKS = 7, 2
+"""How often that is measured, after once to warm up; and how often what no ratio comes of."""
 RUN, VALIDATED = 30, 12
 """Steps of the short run; batches that its validation loss is taken over."""
 COMPARED = 3
@@ -160,24 +163,25 @@ def evaluation(bench: Bench) -> None:
     model = bench.language_model()
     rows = batches(instruction_rows("train", BATCH * EVERY), BATCH)
     held_out = batches(instruction_rows("heldout", BATCH * EVALUATED), BATCH)
-    together = [[row for batch in held_out for row in batch]]
-    learned = [[row for batch in rows for row in batch]]
+    together, learned = ([[row for batch in part for row in batch]] for part in (held_out, rows))
+    recipes = "one batch of 40"
     ways = {
+        recipes: together,
         "5 batches of 8": held_out,
-        "one batch of 40": together,
         "one batch of 40, and one of 40 training rows": [*together, *learned],
     }
     for key, system in _ours(bench, model, answers_loss).items():
         shares: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(1 + max(2, bench.rounds // 3)):
+        for turn in range(1 + (LOOKS if key == "fp32" else FEW_LOOKS)):
             training = _seconds(lambda system=system: [system(batch) for batch in rows])
             for name, parts in ways.items():
-                taken = _seconds(lambda system=system, parts=parts: system.evaluate(parts))
-                shares[name].append(taken / (training + taken))
+                if name == recipes or turn <= FEW_LOOKS:
+                    taken = _seconds(lambda system=system, parts=parts: system.evaluate(parts))
+                    shares[name].append(taken / (training + taken))
         for name, values in shares.items():
-            bench.findings.figure("evaluation", f"share in {key}, {name}", sorted(values[1:])[len(values) // 2 - 1])
+            bench.findings.figure("evaluation", f"share in {key}, {name}", median(values[1:]))
         if key == "fp32":
-            bench.findings.median_ratio("eval_share", shares["one batch of 40"][1:])
+            bench.findings.median_ratio("eval_share", shares[recipes][1:])
 
 
 def levers(bench: Bench) -> None:

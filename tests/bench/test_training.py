@@ -136,6 +136,7 @@ def test_sections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sections, "RUN", 2)
     monkeypatch.setattr(sections, "VALIDATED", 1)
     monkeypatch.setattr(sections, "COMPARED", 1)
+    monkeypatch.setattr(sections, "LOOKS", 3)
     file = tmp_path / "results.json"
     findings = measured(["exact", "reviews", "evaluation", "levers", "run"], file)
     document = json.loads(file.read_text())

@@ -87,7 +87,8 @@ def test_time_of_answers(
     found = estimate(prepare(task), Order(task.examples.train, 8, False, 0))
     assert (len(task.examples.test), len(task.examples.validation)) == (10, 2)
     batch = 4 + 10
-    batches = 2 * 3 + (3 * 1 if metric == "exact_match" else 0)  # five rows in twos; two validation rows an epoch
+    # Five rows in twos, twice; two validation rows before the first step and after each of three epochs.
+    batches = 2 * 3 + (4 * 1 if metric == "exact_match" else 0)
     assert found.answering == batches * batch + 3 * (5 / 2 + 9)
     assert found.total == found.learning + found.measuring + found.answering
 

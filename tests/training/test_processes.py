@@ -56,7 +56,7 @@ def test_two_processes_have_the_losses_of_one(tiny: Tiny, reviews: Path, tmp_pat
     assert done.stdout.count("before: train loss") == 1
 
 
-def _launched(index: int, port: int, backend: Path) -> None:
+def _launched(index: int, port: int, backend: Path, waits_after: int) -> None:
     """What a launcher tells one of two processes; the backend that they meet by is written down."""
     places = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ.update(
@@ -69,16 +69,18 @@ def _launched(index: int, port: int, backend: Path) -> None:
         return processes
 
     pipeline.join_processes = joined  # type: ignore[attr-defined]
+    if waits_after:
+        _after(waits_after, signal.pause)
 
 
-def two(folder: Path, task: str, *flags: str) -> list[Command]:
-    """Two processes that train together, the first of which speaks."""
+def two(folder: Path, task: str, *flags: str, waits_after: int = 0) -> list[Command]:
+    """Two processes that train together, the first of which speaks; they may wait for ever after some step."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folders = [folder / f"process-{index}" for index in range(2)]
     return [
-        Command(own, task, *flags, before=partial(_launched, index, port, own / "backend"))
+        Command(own, task, *flags, before=partial(_launched, index, port, own / "backend", waits_after))
         for index, own in enumerate(folders)
     ]
 
@@ -112,7 +114,7 @@ def test_two_processes_that_are_killed_go_on(tiny: Tiny, reviews: Path, tmp_path
     for process in two(tmp_path / "whole", "classify", *flags_of(**settings, output=tmp_path / "whole/run")):
         process.finish()
     cut = flags_of(**settings, output=tmp_path / "cut/run")
-    first, other = two(tmp_path / "cut", "classify", *cut, "--json")
+    first, other = two(tmp_path / "cut", "classify", *cut, "--json", waits_after=9)
     for event in first.events():
         if event["event"] == "step" and event["step"] == 9:
             first.send(signal.SIGKILL)
@@ -127,21 +129,26 @@ def test_two_processes_that_are_killed_go_on(tiny: Tiny, reviews: Path, tmp_path
     last, expected = (tmp_path / name / "run/checkpoints/epoch-4" / WEIGHTS for name in ("cut", "whole"))
     assert last.read_bytes() == expected.read_bytes()
     flags = flags_of(**settings, output=tmp_path / "other/run")
-    other = Command(tmp_path / "other", "classify", *flags, before=partial(_stop_after, 9))
+    other = Command(tmp_path / "other", "classify", *flags, before=partial(_after, 9, _stop))
     assert other.wait() == 130
     alone = two(tmp_path / "other", "classify", *flags, "--resume")
     assert [process.wait() for process in alone] == [2, 2]
     assert "another one (processes: 1 then, 2 now)" in alone[0].stderr
 
 
-def _stop_after(step: int) -> None:
-    """As by ^C, once a step was taken."""
+def _stop() -> None:
+    """As by ^C."""
+    raise KeyboardInterrupt
+
+
+def _after(step: int, then: Callable[[], object]) -> None:
+    """Do something once a step was taken."""
     take = Loop._take_step
 
     def taken(loop: Loop) -> None:
         take(loop)
         if loop._done == step:
-            raise KeyboardInterrupt
+            then()
 
     Loop._take_step = taken  # type: ignore[method-assign]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.training.conftest import REVIEWS, write_jsonl
 from tests.training.running import SMALL, WEIGHTS, Command, config, flags_of, quiet, run, weights
@@ -174,6 +175,9 @@ def test_what_would_go_wrong_with_a_run_that_is_not_finished(tiny: Tiny, rows: P
     for name in ("prepack", "onednn", "processes"):
         del facts["identity"][name]
     (state / "state.json").write_text(json.dumps(facts))
+    tensors = load_file(state / "state.safetensors")
+    tensors["random.cpu"] = tensors.pop("random.0.cpu")
+    save_file(tensors, state / "state.safetensors")
     run("classify", tmp_path, resume=True, **same)
     with pytest.raises(ConfigError, match=r"--resume: .* holds no run that was saved and did not finish"):
         train(config("classify", tmp_path, resume=True, **same), quiet())

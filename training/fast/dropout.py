@@ -58,6 +58,8 @@ def draw(like: Tensor, rate: float, *, compiled: bool) -> Drop | None:
     """Places of tensors of this shape and type, by the compiled kernels if those are wanted; None at a rate of zero."""
     if not rate:
         return None
+    if rate >= 1:
+        return Masked(torch.zeros_like(like))
     return Counted(rate) if compiled and can_drop(like) else Masked(kept(like.shape, rate, like))
 
 

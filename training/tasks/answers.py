@@ -18,10 +18,11 @@ def greedy(
     most_tokens: int,
     context: int,
     batch_size: int,
+    least_tokens: int = 0,
 ) -> list[str]:
     """The answer to each prompt, without its special tokens, stripped, in the order of the prompts.
 
-    A prompt and its answer together have at most ``context`` tokens.
+    A prompt and its answer together have at most ``context`` tokens. Answers of fewer than ``least_tokens`` go on.
     """
     from transformers import GenerationConfig
 
@@ -33,6 +34,7 @@ def greedy(
         settings = GenerationConfig(
             do_sample=False,
             max_new_tokens=max(1, min(most_tokens, context - width)),
+            min_new_tokens=min(least_tokens, context - width) or None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=pad_id,
         )

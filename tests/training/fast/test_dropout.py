@@ -62,3 +62,10 @@ def test_of_and_into_drop_the_same_places() -> None:
         assert (expected == 0).any()
     assert draw(x, 0.0, compiled=True) is None
     assert isinstance(draw(x, 0.3, compiled=False), Masked)
+
+
+def test_a_rate_of_one_leaves_nothing() -> None:
+    for compiled in (False, True):
+        drop = draw(torch.ones(9), 1.0, compiled=compiled)
+        assert drop is not None
+        assert not drop.of(torch.ones(9)).any()

@@ -189,14 +189,16 @@ def test_a_hub_id_is_fetched_without_pickles(
     asked = {}
     snapshot = Path(shutil.copytree(bases["bert"].path, tmp_path / "0a1b2c"))
 
-    def download(name: str, *, revision: str, allow_patterns: list[str]) -> str:
-        asked.update(name=name, revision=revision, patterns=allow_patterns)
+    def download(name: str, *, revision: str, allow_patterns: list[str], local_files_only: bool) -> str:
+        asked.update(name=name, revision=revision, patterns=allow_patterns, here=local_files_only)
         return str(snapshot)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     base = resolve_base("someone/bert-tiny@v2")
     assert (base.id, base.revision, base.kind) == ("someone/bert-tiny", "0a1b2c", "encoder")
-    assert (asked["name"], asked["revision"]) == ("someone/bert-tiny", "v2")
+    assert (asked["name"], asked["revision"], asked["here"]) == ("someone/bert-tiny", "v2", False)
+    resolve_base("someone/bert-tiny@v2", fetch=False)
+    assert asked["here"]
     assert not any(pattern.endswith(("bin", "pt", "py", "*")) for pattern in asked["patterns"])
 
 

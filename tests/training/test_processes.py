@@ -28,6 +28,28 @@ def test_two_processes_have_the_losses_of_one(tiny: Tiny, reviews: Path, tmp_pat
     """gloo between two processes on the CPU; the last step of an epoch has fewer rows than the others."""
     settings: dict[str, Any] = {**SMALL, "data": reviews, "base": str(tiny("llama")), "batch_size": 7, "save_every": 3}
     alone = run("classify", tmp_path / "alone", **settings)
+    flags = flags_of(**settings, output=tmp_path / "run", store=tmp_path / "store", publish="acme/mine")
+    first, other = two(tmp_path, "classify", *flags)
+    said, nothing = first.finish(), other.finish()
+    assert [(tmp_path / f"process-{index}/backend").read_text() for index in range(2)] == ["gloo", "gloo"]
+    together = read_results(tmp_path / "run/results.json")
+    assert len(together.steps) == len(alone.steps)
+    assert [step.loss for step in together.steps] == pytest.approx([step.loss for step in alone.steps], abs=1e-5)
+    assert together.after.metrics == pytest.approx(alone.after.metrics, abs=1e-4)
+    expected = load_file(tmp_path / "alone/run/adapter" / WEIGHTS)
+    for name, found in load_file(tmp_path / "run/adapter" / WEIGHTS).items():
+        torch.testing.assert_close(found, expected[name], rtol=0, atol=1e-5)
+    assert (said.count("published acme/mine@"), nothing) == (1, "")
+    assert published(tmp_path).digest in str(together.published)
+    assert said.count("before: train loss") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_processes_of_a_launcher_have_the_losses_of_one(tiny: Tiny, reviews: Path, tmp_path: Path) -> None:
+    """gloo between two processes on the CPU; the last step of an epoch has fewer rows than the others."""
+    settings: dict[str, Any] = {**SMALL, "data": reviews, "base": str(tiny("llama")), "batch_size": 7, "save_every": 3}
+    alone = run("classify", tmp_path / "alone", **settings)
     flags = flags_of(**settings, store=tmp_path / "store", publish="acme/mine")
     # No --output: the folder is named by the clock, and both must take the same.
     done = subprocess.run(
@@ -128,12 +150,14 @@ def test_two_processes_that_are_killed_go_on(tiny: Tiny, reviews: Path, tmp_path
     assert found.steps == whole.steps
     last, expected = (tmp_path / name / "run/checkpoints/epoch-4" / WEIGHTS for name in ("cut", "whole"))
     assert last.read_bytes() == expected.read_bytes()
-    flags = flags_of(**settings, output=tmp_path / "other/run")
-    other = Command(tmp_path / "other", "classify", *flags, before=partial(_after, 9, _stop))
-    assert other.wait() == 130
-    alone = two(tmp_path / "other", "classify", *flags, "--resume")
-    assert [process.wait() for process in alone] == [2, 2]
-    assert "another one (processes: 1 then, 2 now)" in alone[0].stderr
+
+
+def test_another_number_of_processes_does_not_go_on(tiny: Tiny, reviews: Path, tmp_path: Path) -> None:
+    flags = flags_of(**SMALL, data=reviews, base=tiny("gpt2"), output=tmp_path / "run")
+    assert Command(tmp_path, "classify", *flags, "--save-every", "1", before=partial(_after, 3, _stop)).wait() == 130
+    both = two(tmp_path, "classify", *flags, "--save-every", "1", "--resume")
+    assert [process.wait() for process in both] == [2, 2]
+    assert "another one (processes: 1 then, 2 now)" in both[0].stderr
 
 
 def _stop() -> None:
